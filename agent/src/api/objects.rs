@@ -1,0 +1,383 @@
+//! ConfigMaps, Secrets, tokens and Services for the pods of this node, from the API server.
+//!
+//! Each ConfigMap or Secret that a pod uses is watched by name (the Node authorizer allows exactly that), once for all
+//! pods that use it, and the watch ends with the last of them. An immutable object is not watched any more once it is
+//! known. The first read waits for the first answer; "not found" is an answer. While the API server is away the last
+//! known value is served. Pods hear of changes by UID on a channel.
+//!
+//! Held objects keep only name, version and data: annotations often carry the whole object once more
+//! (`kubectl.kubernetes.io/last-applied-configuration`).
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::serde::de::DeserializeOwned;
+use kube::runtime::watcher;
+use kube::{Api, Resource};
+use tokio::sync::{mpsc, watch};
+
+use super::service_envs::ServiceEnvs;
+use super::tokens::Tokens;
+use super::watch::{WatchHandle, error_text, spawn_watch};
+use crate::ids::{ObjectKey, PodUid};
+use crate::objects::{ObjectError, ObjectRef, Objects, ServiceEnv, Token, TokenAsk};
+use crate::watch::{WatchEvent, WatchSink};
+
+/// How long the first read waits. The pod worker retries; this bounds how long it cannot be deleted meanwhile.
+const FIRST_ANSWER: Duration = Duration::from_secs(5);
+
+/// A kind of object that pods read.
+pub trait PodObject:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + Sync + 'static
+{
+    /// The kind as users write it in messages.
+    const KIND: &'static str;
+    /// `immutable: true`, KEP-1412.
+    fn is_immutable(&self) -> bool;
+}
+
+impl PodObject for ConfigMap {
+    const KIND: &'static str = "configmap";
+
+    fn is_immutable(&self) -> bool {
+        self.immutable == Some(true)
+    }
+}
+
+impl PodObject for Secret {
+    const KIND: &'static str = "secret";
+
+    fn is_immutable(&self) -> bool {
+        self.immutable == Some(true)
+    }
+}
+
+/// What is known of one object.
+enum Known<K> {
+    /// The API server has not answered yet.
+    Unanswered,
+    /// There is no such object.
+    Absent,
+    /// Its newest version.
+    Present(Arc<K>),
+}
+
+impl<K> Clone for Known<K> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Unanswered => Self::Unanswered,
+            Self::Absent => Self::Absent,
+            Self::Present(object) => Self::Present(object.clone()),
+        }
+    }
+}
+
+struct Watched<K> {
+    users: BTreeSet<PodUid>,
+    known: watch::Sender<Known<K>>,
+    /// A read gave up waiting, so the first answer has to wake the pods.
+    missed: bool,
+    /// Gone once an immutable object is known.
+    watch: Option<WatchHandle>,
+}
+
+type Table<K> = Arc<Mutex<HashMap<ObjectKey, Watched<K>>>>;
+
+/// Watches of one kind.
+struct Store<K> {
+    client: kube::Client,
+    table: Table<K>,
+    changed: mpsc::UnboundedSender<PodUid>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<K: PodObject> Store<K> {
+    fn new(client: kube::Client, changed: mpsc::UnboundedSender<PodUid>) -> Self {
+        Self { client, table: Arc::default(), changed }
+    }
+
+    /// Makes `pod` a user of exactly these objects.
+    fn set_users(&self, pod: &PodUid, wanted: &BTreeSet<&ObjectKey>) {
+        let mut table = lock(&self.table);
+        table.retain(|key, watched| {
+            if !wanted.contains(key) {
+                watched.users.remove(pod);
+            }
+            !watched.users.is_empty()
+        });
+        for key in wanted {
+            let watched = table.entry((*key).clone()).or_insert_with(|| self.start(key));
+            watched.users.insert(pod.clone());
+        }
+    }
+
+    fn start(&self, key: &ObjectKey) -> Watched<K> {
+        let sink = ObjectSink {
+            key: key.clone(),
+            table: self.table.clone(),
+            changed: self.changed.clone(),
+            listed: Known::Absent,
+        };
+        let config = watcher::Config::default().fields(&format!("metadata.name={}", key.name));
+        let watch = spawn_watch(Api::<K>::namespaced(self.client.clone(), &key.namespace), config, sink);
+        Watched {
+            users: BTreeSet::new(),
+            known: watch::Sender::new(Known::Unanswered),
+            missed: false,
+            watch: Some(watch),
+        }
+    }
+
+    async fn read(&self, key: &ObjectKey) -> Result<Arc<K>, ObjectError> {
+        let receiver = lock(&self.table).get(key).map(|watched| watched.known.subscribe());
+        let Some(mut receiver) = receiver else { return self.get(key).await };
+        let answered = receiver.wait_for(|known| !matches!(known, Known::Unanswered));
+        let known = match tokio::time::timeout(FIRST_ANSWER, answered).await {
+            Ok(Ok(known)) => known.clone(),
+            // No answer in time, or the last user left meanwhile.
+            Ok(Err(_)) | Err(_) => Known::Unanswered,
+        };
+        match known {
+            Known::Present(object) => Ok(object),
+            Known::Absent => Err(ObjectError::NotFound { kind: K::KIND, key: key.clone() }),
+            Known::Unanswered => Err(self.missed(key)),
+        }
+    }
+
+    fn missed(&self, key: &ObjectKey) -> ObjectError {
+        let mut table = lock(&self.table);
+        let said = table.get_mut(key).and_then(|watched| {
+            watched.missed = true;
+            watched.watch.as_ref().and_then(|watch| watch.state().borrow().error().map(str::to_owned))
+        });
+        let reason = said.unwrap_or_else(|| format!("the API server did not answer within {FIRST_ANSWER:?}"));
+        ObjectError::Unavailable { kind: K::KIND, key: key.clone(), reason }
+    }
+
+    /// For objects that nobody registered.
+    async fn get(&self, key: &ObjectKey) -> Result<Arc<K>, ObjectError> {
+        let api = Api::<K>::namespaced(self.client.clone(), &key.namespace);
+        match api.get_opt(&key.name).await {
+            Ok(Some(object)) => Ok(Arc::new(slim(object))),
+            Ok(None) => Err(ObjectError::NotFound { kind: K::KIND, key: key.clone() }),
+            Err(error) => Err(ObjectError::Unavailable { kind: K::KIND, key: key.clone(), reason: error_text(&error) }),
+        }
+    }
+}
+
+fn slim<K: Resource>(mut object: K) -> K {
+    let meta = object.meta_mut();
+    *meta = ObjectMeta {
+        name: meta.name.take(),
+        namespace: meta.namespace.take(),
+        uid: meta.uid.take(),
+        resource_version: meta.resource_version.take(),
+        ..ObjectMeta::default()
+    };
+    object
+}
+
+/// Takes in what the watch of one object says.
+struct ObjectSink<K> {
+    key: ObjectKey,
+    table: Table<K>,
+    changed: mpsc::UnboundedSender<PodUid>,
+    listed: Known<K>,
+}
+
+impl<K: PodObject> ObjectSink<K> {
+    fn learn(&self, new: Known<K>) {
+        let mut table = lock(&self.table);
+        let Some(watched) = table.get_mut(&self.key) else { return };
+        let old = watched.known.borrow().clone();
+        let wakes = match (&old, &new) {
+            (Known::Unanswered, _) => std::mem::take(&mut watched.missed),
+            (Known::Absent, Known::Absent) => false,
+            (Known::Present(old), Known::Present(new)) => old.meta().resource_version != new.meta().resource_version,
+            (Known::Absent | Known::Present(_), _) => true,
+        };
+        if let Known::Present(object) = &new
+            && object.is_immutable()
+        {
+            // Ends this very task at its next await; nothing is left to do after this event.
+            watched.watch = None;
+        }
+        watched.known.send_replace(new);
+        if wakes {
+            for uid in &watched.users {
+                // A closed channel means that the agent is shutting down.
+                let _ = self.changed.send(uid.clone());
+            }
+        }
+    }
+}
+
+impl<K: PodObject> WatchSink<K> for ObjectSink<K> {
+    fn handle(&mut self, event: WatchEvent<K>) {
+        match event {
+            WatchEvent::Restart => self.listed = Known::Absent,
+            WatchEvent::InitApply(object) => self.listed = Known::Present(Arc::new(slim(object))),
+            WatchEvent::InitDone => {
+                let listed = std::mem::replace(&mut self.listed, Known::Absent);
+                self.learn(listed);
+            }
+            WatchEvent::Apply(object) => self.learn(Known::Present(Arc::new(slim(object)))),
+            WatchEvent::Delete(_) => self.learn(Known::Absent),
+        }
+    }
+}
+
+/// [`Objects`] of a node that is joined to a control plane.
+pub struct JoinedObjects {
+    config_maps: Store<ConfigMap>,
+    secrets: Store<Secret>,
+    tokens: Tokens,
+    services: Arc<ServiceEnvs>,
+}
+
+impl JoinedObjects {
+    /// Objects from this client. Changes are reported on `changed`; `services` is fed by the Service watch.
+    /// Must be used inside a tokio runtime.
+    pub fn new(client: kube::Client, changed: mpsc::UnboundedSender<PodUid>, services: Arc<ServiceEnvs>) -> Self {
+        Self {
+            config_maps: Store::new(client.clone(), changed.clone()),
+            secrets: Store::new(client.clone(), changed),
+            tokens: Tokens::new(client),
+            services,
+        }
+    }
+}
+
+impl Objects for JoinedObjects {
+    fn register(&self, pod: &PodUid, refs: Vec<ObjectRef>) {
+        let (mut config_maps, mut secrets) = (BTreeSet::new(), BTreeSet::new());
+        for reference in &refs {
+            match reference {
+                ObjectRef::ConfigMap(key) => config_maps.insert(key),
+                ObjectRef::Secret(key) => secrets.insert(key),
+            };
+        }
+        self.config_maps.set_users(pod, &config_maps);
+        self.secrets.set_users(pod, &secrets);
+    }
+
+    fn unregister(&self, pod: &PodUid) {
+        self.config_maps.set_users(pod, &BTreeSet::new());
+        self.secrets.set_users(pod, &BTreeSet::new());
+        self.tokens.forget(pod);
+    }
+
+    fn config_map<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<Arc<ConfigMap>, ObjectError>> {
+        Box::pin(self.config_maps.read(key))
+    }
+
+    fn secret<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<Arc<Secret>, ObjectError>> {
+        Box::pin(self.secrets.read(key))
+    }
+
+    fn token<'a>(&'a self, ask: &'a TokenAsk) -> BoxFuture<'a, Result<Token, ObjectError>> {
+        Box::pin(self.tokens.token(ask))
+    }
+
+    fn services<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Vec<ServiceEnv>, ObjectError>> {
+        Box::pin(async move { Ok(self.services.of_namespace(namespace).await) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config_map(version: &str) -> ConfigMap {
+        serde_json::from_value(serde_json::json!({
+            "metadata": { "namespace": "d", "name": "c", "resourceVersion": version,
+                "annotations": { "kubectl.kubernetes.io/last-applied-configuration": "{}" } },
+            "data": { "k": version },
+        }))
+        .expect("config map")
+    }
+
+    struct Fixture {
+        sink: ObjectSink<ConfigMap>,
+        changed: mpsc::UnboundedReceiver<PodUid>,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let (tx, changed) = mpsc::unbounded_channel();
+            let key = ObjectKey::new("d", "c");
+            let watched = Watched {
+                users: BTreeSet::from([PodUid::new("p")]),
+                known: watch::Sender::new(Known::Unanswered),
+                missed: false,
+                watch: None,
+            };
+            let table: Table<ConfigMap> = Arc::new(Mutex::new(HashMap::from([(key.clone(), watched)])));
+            Self { sink: ObjectSink { key, table, changed: tx, listed: Known::Absent }, changed }
+        }
+
+        fn list(&mut self, object: Option<ConfigMap>) {
+            self.sink.handle(WatchEvent::Restart);
+            if let Some(object) = object {
+                self.sink.handle(WatchEvent::InitApply(object));
+            }
+            self.sink.handle(WatchEvent::InitDone);
+        }
+
+        fn wakes(&mut self) -> usize {
+            std::iter::from_fn(|| self.changed.try_recv().ok()).count()
+        }
+
+        fn value(&self) -> Option<String> {
+            let table = lock(&self.sink.table);
+            match &*table[&self.sink.key].known.borrow() {
+                Known::Present(object) => {
+                    assert!(object.metadata.annotations.is_none());
+                    object.data.as_ref().and_then(|data| data.get("k").cloned())
+                }
+                Known::Absent | Known::Unanswered => None,
+            }
+        }
+    }
+
+    #[test]
+    fn a_relist_that_shows_nothing_new_wakes_nobody() {
+        let mut fixture = Fixture::new();
+        fixture.list(Some(config_map("1")));
+        fixture.list(Some(config_map("1")));
+        assert_eq!((fixture.wakes(), fixture.value().as_deref()), (0, Some("1")));
+        fixture.list(Some(config_map("2")));
+        assert_eq!((fixture.wakes(), fixture.value().as_deref()), (1, Some("2")));
+        fixture.list(None);
+        assert_eq!((fixture.wakes(), fixture.value()), (1, None));
+        fixture.sink.handle(WatchEvent::Apply(config_map("3")));
+        assert_eq!((fixture.wakes(), fixture.value().as_deref()), (1, Some("3")));
+    }
+
+    #[test]
+    fn the_last_known_value_is_served_while_a_list_is_under_way() {
+        let mut fixture = Fixture::new();
+        fixture.list(Some(config_map("1")));
+        fixture.sink.handle(WatchEvent::Restart);
+        assert_eq!(fixture.value().as_deref(), Some("1"));
+    }
+
+    #[test]
+    fn pods_that_gave_up_waiting_hear_of_the_first_answer() {
+        let mut fixture = Fixture::new();
+        if let Some(watched) = lock(&fixture.sink.table).get_mut(&fixture.sink.key) {
+            watched.missed = true;
+        }
+        fixture.list(None);
+        assert_eq!(fixture.wakes(), 1);
+    }
+}

@@ -1,0 +1,101 @@
+//! The board: pods of this node with their newest statuses and events, for views and for whoever has to know at once.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::future::BoxFuture;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use serde_json::Value;
+
+use crate::control::View;
+use crate::event::ring::{Record, Ring};
+use crate::ids::PodUid;
+use crate::pod::facilities::StatusSink;
+use crate::pod::spec;
+
+/// Where Services and EndpointSlices are shown from.
+pub type ServiceView = Box<dyn Fn() -> (Vec<Value>, Vec<Value>) + Send + Sync>;
+
+/// Pods with their newest statuses.
+type Known = BTreeMap<PodUid, (Arc<Pod>, Arc<PodStatus>)>;
+
+/// See the module's documentation.
+pub struct Board {
+    pods: Mutex<Known>,
+    /// The newest events.
+    pub ring: Mutex<Ring>,
+    listeners: Vec<Arc<dyn StatusSink>>,
+    services: ServiceView,
+    log_dir: PathBuf,
+}
+
+impl Board {
+    /// A board that passes everything on to `listeners`.
+    pub fn new(listeners: Vec<Arc<dyn StatusSink>>, services: ServiceView, log_dir: PathBuf) -> Self {
+        Self { pods: Mutex::default(), ring: Mutex::default(), listeners, services, log_dir }
+    }
+
+    fn put(&self, pod: &Arc<Pod>, status: &Arc<PodStatus>) {
+        // The maps are valid after any statement, so a poisoned lock is as good as any.
+        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        pods.insert(spec::uid(pod), (pod.clone(), status.clone()));
+    }
+}
+
+impl StatusSink for Board {
+    fn publish(&self, pod: &Arc<Pod>, status: &Arc<PodStatus>) {
+        self.put(pod, status);
+        self.listeners.iter().for_each(|listener| listener.publish(pod, status));
+    }
+
+    fn finish<'a>(&'a self, pod: &'a Arc<Pod>, status: &'a Arc<PodStatus>) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async move {
+            for listener in &self.listeners {
+                listener.finish(pod, status).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn forget(&self, uid: &PodUid) {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.listeners.iter().for_each(|listener| listener.forget(uid));
+    }
+
+    fn synced(&self) {
+        self.listeners.iter().for_each(|listener| listener.synced());
+    }
+
+    fn terminating(&self, pod: &Arc<Pod>, status: &Arc<PodStatus>) {
+        self.put(pod, status);
+        self.listeners.iter().for_each(|listener| listener.terminating(pod, status));
+    }
+}
+
+impl View for Board {
+    fn pods(&self) -> Vec<Pod> {
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        let with_status = |(pod, status): &(Arc<Pod>, Arc<PodStatus>)| Pod {
+            status: Some(status.as_ref().clone()),
+            ..pod.as_ref().clone()
+        };
+        pods.values().map(with_status).collect()
+    }
+
+    fn services(&self) -> Vec<Value> {
+        (self.services)().0
+    }
+
+    fn endpoint_slices(&self) -> Vec<Value> {
+        (self.services)().1
+    }
+
+    fn events(&self, uid: &PodUid) -> Vec<Record> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner).of_pod(uid)
+    }
+
+    fn log_dir(&self) -> PathBuf {
+        self.log_dir.clone()
+    }
+}

@@ -1,0 +1,129 @@
+//! What the pod domain needs, over the domains that have it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use futures_util::future::BoxFuture;
+use k8s_openapi::api::core::v1::{Container, Pod};
+use nodelet_proto::cri;
+use tonic::Code;
+
+use crate::cgroup::{Cgroups, qos_class};
+use crate::cri::{CriError, Runtime};
+use crate::ids::{ContainerId, PodUid};
+use crate::objects::ObjectRef;
+use crate::pod::facilities::{Facilities, PodVolumes, SubPath};
+use crate::pod::spec;
+use crate::probe::{ExecError, ExecFn, ExecOutcome};
+use crate::quantity::Quantity;
+use crate::volume::{self, PodFacts, SubPathAsk, VolumeError, Volumes};
+
+/// Volumes and cgroups of the node.
+pub struct NodeFacilities {
+    /// Volumes and pod directories.
+    pub volumes: Volumes,
+    /// The cgroup tree.
+    pub cgroups: Cgroups,
+    /// What pods may use of the node.
+    pub allocatable: BTreeMap<String, Quantity>,
+}
+
+fn text<T>(result: Result<T, VolumeError>) -> Result<T, String> {
+    result.map_err(|error| error.to_string())
+}
+
+impl Facilities for NodeFacilities {
+    fn ensure_volumes<'a>(&'a self, pod: &'a Arc<Pod>) -> BoxFuture<'a, Result<PodVolumes, String>> {
+        Box::pin(async move {
+            let facts = PodFacts { node_allocatable: self.allocatable.clone() };
+            let placed = text(self.volumes.ensure(pod, &facts).await)?;
+            let nanos = |d: Duration| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX);
+            let refresh_at = placed.refresh_at.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(nanos);
+            let read_only = placed.volumes.iter().filter(|(_, v)| v.read_only).map(|(name, _)| name.clone()).collect();
+            let paths = placed.volumes.into_iter().map(|(name, volume)| (name, volume.path)).collect();
+            Ok(PodVolumes { paths, read_only, refresh_at })
+        })
+    }
+
+    fn prepare_subpath(&self, subpath: SubPath) -> BoxFuture<'_, Result<PathBuf, String>> {
+        let SubPath { uid, volume, container, index, path } = subpath;
+        let ask = SubPathAsk { uid, volume, container, index, subpath: path };
+        Box::pin(async move { text(self.volumes.prepare_subpath(ask).await) })
+    }
+
+    fn write_etc_hosts<'a>(&'a self, uid: &'a PodUid, content: String) -> BoxFuture<'a, Result<PathBuf, String>> {
+        Box::pin(async move { text(self.volumes.write_etc_hosts(uid, content).await) })
+    }
+
+    fn termination_log<'a>(
+        &'a self,
+        uid: &'a PodUid,
+        container: &'a str,
+        attempt: u32,
+    ) -> BoxFuture<'a, Result<PathBuf, String>> {
+        Box::pin(async move { text(self.volumes.termination_log(uid, container, &attempt.to_string()).await) })
+    }
+
+    fn remove_volumes<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async move { text(self.volumes.remove(uid).await) })
+    }
+
+    fn volume_refs(&self, pod: &Pod) -> Vec<ObjectRef> {
+        volume::object_refs(pod)
+    }
+
+    fn ensure_cgroup<'a>(&'a self, pod: &'a Arc<Pod>) -> BoxFuture<'a, Result<String, String>> {
+        Box::pin(async move {
+            self.cgroups.ensure_pod(pod).await.map_err(|error| error.to_string())?;
+            Ok(self.cgroups.parent_for(pod))
+        })
+    }
+
+    fn remove_cgroup<'a>(&'a self, pod: &'a Arc<Pod>) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async move {
+            let removed = self.cgroups.remove_pod(&spec::uid(pod), qos_class(pod)).await;
+            removed.map_err(|error| error.to_string())
+        })
+    }
+
+    fn container_resources(&self, pod: &Pod, container: &Container) -> cri::LinuxContainerResources {
+        self.cgroups.container_resources(pod, container)
+    }
+
+    fn sandbox_resources(
+        &self,
+        pod: &Pod,
+    ) -> (Option<cri::LinuxContainerResources>, Option<cri::LinuxContainerResources>) {
+        let (resources, overhead) = self.cgroups.sandbox_resources(pod);
+        (Some(resources), Some(overhead))
+    }
+
+    fn qos_class(&self, pod: &Pod) -> &'static str {
+        qos_class(pod).as_str()
+    }
+
+    fn allocatable(&self) -> BTreeMap<String, Quantity> {
+        self.allocatable.clone()
+    }
+}
+
+/// Exec probes through the runtime.
+pub fn exec(runtime: Runtime) -> ExecFn {
+    Arc::new(move |id: ContainerId, command: Vec<String>, limit: Duration| {
+        let runtime = runtime.clone();
+        Box::pin(async move {
+            match runtime.exec(&id, command, limit).await {
+                Ok(result) => {
+                    let output = [result.stdout, result.stderr].concat();
+                    Ok(ExecOutcome { exit_code: result.exit_code, output })
+                }
+                Err(CriError::Timeout { .. } | CriError::Failed { code: Code::DeadlineExceeded, .. }) => {
+                    Err(ExecError::TimedOut)
+                }
+                Err(error) => Err(ExecError::Failed(error.text())),
+            }
+        })
+    })
+}

@@ -1,0 +1,143 @@
+//! The pod half: everything that running pods takes, built and then started.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::facilities::{self, NodeFacilities};
+use super::{facts, runtime_health, settings};
+use crate::cgroup::{self, Cgroups};
+use crate::config::Config;
+use crate::cri::{CriError, Runtime, events};
+use crate::event::Recorder;
+use crate::ids::PodUid;
+use crate::node::{RuntimeHealth, facts as machine};
+use crate::objects::Objects;
+use crate::pod::facilities::StatusSink;
+use crate::pod::images::Images;
+use crate::pod::journal::Journal;
+use crate::pod::manager::{Inputs, Manager};
+use crate::pod::shared::Shared;
+use crate::probe::{self, Prober};
+use crate::source::{SourceName, SourceUpdate};
+use crate::volume::{self, Volumes};
+
+/// The pod half, built and not yet running.
+pub struct PodHalf {
+    shared: Arc<Shared>,
+    probes: mpsc::UnboundedReceiver<PodUid>,
+    announced: mpsc::UnboundedReceiver<PodUid>,
+    health: watch::Sender<RuntimeHealth>,
+}
+
+impl PodHalf {
+    /// Waits for the runtime and prepares directories and cgroups.
+    pub async fn new(
+        config: &Config,
+        recorder: Recorder,
+        objects: Arc<dyn Objects>,
+        sink: Arc<dyn StatusSink>,
+        addresses: &[IpAddr],
+    ) -> anyhow::Result<Self> {
+        let kubelet = &config.kubelet;
+        let images = kubelet.image_endpoint.clone().unwrap_or_else(|| kubelet.runtime_endpoint.clone());
+        let runtime = Runtime::new(kubelet.runtime_endpoint.clone(), images, kubelet.runtime_timeout);
+        let version = wait_for_runtime(&runtime).await;
+        let machine = machine::read(&config.root_dir);
+        let cgroups = Cgroups::new(settings::cgroups(config, &machine, driver(&runtime).await))?;
+        cgroups.ensure_roots().await.context("cannot make the cgroups of pods")?;
+        // kubelet gives a pod 2 min 3 s for its volumes before it says so.
+        let volume_settings =
+            volume::Settings { root_dir: config.root_dir.clone(), deadline: Duration::from_secs(123) };
+        let volumes = Volumes::new(volume_settings, objects.clone())?;
+        let (probes_tx, probes) = mpsc::unbounded_channel();
+        let (announced_tx, announced) = mpsc::unbounded_channel();
+        let prober =
+            Prober::new(probe::Settings::default(), facilities::exec(runtime.clone()), probes_tx, recorder.clone());
+        let settings = settings::pods(config);
+        for directory in [Some(&settings.log_dir), settings.container_links.as_ref()].into_iter().flatten() {
+            std::fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+        }
+        let shared = Arc::new(Shared {
+            images: Images::new(runtime.clone(), kubelet.parallel_pulls),
+            runtime,
+            objects,
+            facilities: Arc::new(NodeFacilities {
+                volumes,
+                cgroups,
+                allocatable: facts::allocatable(&machine, kubelet, true),
+            }),
+            probes: Arc::new(prober),
+            sink,
+            recorder,
+            journal: Journal::open(config.state_dir.join("pods"))?,
+            settings,
+            host_ips: ArcSwap::from_pointee(addresses.iter().map(ToString::to_string).collect()),
+            runtime_name: ArcSwap::from_pointee(version.runtime_name),
+            announced: announced_tx,
+            start_slots: Arc::new(Semaphore::new(2 * machine.cpus as usize)),
+        });
+        Ok(Self { shared, probes, announced, health: watch::Sender::new(RuntimeHealth::unknown()) })
+    }
+
+    /// How the runtime does.
+    pub fn health(&self) -> watch::Receiver<RuntimeHealth> {
+        self.health.subscribe()
+    }
+
+    /// Starts events and the manager; answers where sources send their pods.
+    pub fn start(
+        self,
+        awaited: BTreeSet<SourceName>,
+        objects: mpsc::UnboundedReceiver<PodUid>,
+        shutdown: &CancellationToken,
+    ) -> mpsc::UnboundedSender<SourceUpdate> {
+        let (sources_tx, sources) = mpsc::unbounded_channel();
+        let (raw_tx, raw) = mpsc::channel(256);
+        let (runtime_tx, runtime) = mpsc::channel(256);
+        let (_node_tx, node) = mpsc::channel(1);
+        let client = self.shared.runtime.clone();
+        tokio::spawn(events::run(client.clone(), raw_tx, shutdown.clone()));
+        tokio::spawn(runtime_health::run(client, raw, runtime_tx, self.health, shutdown.clone()));
+        let (probes, announced) = (self.probes, self.announced);
+        let inputs = Inputs { sources, runtime, probes, objects, announced, node };
+        let manager = Manager::new(self.shared, awaited);
+        tokio::spawn(manager.run(inputs, shutdown.clone()));
+        sources_tx
+    }
+}
+
+/// Waits for the runtime to answer; an agent that starts before it is usual at boot.
+async fn wait_for_runtime(runtime: &Runtime) -> nodelet_proto::cri::VersionResponse {
+    let mut delay = Duration::from_millis(100);
+    loop {
+        match runtime.version().await {
+            Ok(version) => {
+                tracing::info!(name = %version.runtime_name, version = %version.runtime_version, "container runtime");
+                return version;
+            }
+            Err(error) => {
+                tracing::warn!(%error, socket = %runtime.socket().display(), "waiting for the container runtime");
+                tokio::time::sleep(delay).await;
+                delay = (delay * 2).min(Duration::from_secs(5));
+            }
+        }
+    }
+}
+
+/// The runtime's cgroup driver, where it says (KEP-4033); an older one does not know the call.
+async fn driver(runtime: &Runtime) -> Option<cgroup::Driver> {
+    match runtime.runtime_config().await {
+        Ok(answer) => answer.linux.map(|linux| match linux.cgroup_driver() {
+            nodelet_proto::cri::CgroupDriver::Systemd => cgroup::Driver::Systemd,
+            nodelet_proto::cri::CgroupDriver::Cgroupfs => cgroup::Driver::Cgroupfs,
+        }),
+        Err(CriError::Failed { .. } | CriError::Timeout { .. } | CriError::Malformed { .. }) => None,
+    }
+}

@@ -1,0 +1,106 @@
+//! From the checked configuration to the settings of each domain. Pure but for a look at the machine.
+
+use std::net::IpAddr;
+
+use crate::cgroup;
+use crate::config::kubelet::CgroupDriver;
+use crate::config::{Config, Mode};
+use crate::node::facts::MachineFacts;
+use crate::pod::{dns, lifecycle, security, shared};
+use crate::quantity::{Format, Quantity};
+use crate::service::{self, Cidr};
+
+/// Capacity less what is reserved: the limits of the `kubepods` cgroup.
+fn pod_limits(config: &Config, facts: &MachineFacts) -> cgroup::ResourceList {
+    let memory = i64::try_from(facts.memory).unwrap_or(i64::MAX);
+    let mut limits = cgroup::ResourceList::from([
+        ("cpu".to_owned(), Quantity::from_units(i64::from(facts.cpus), Format::DecimalSi)),
+        ("memory".to_owned(), Quantity::from_units(memory, Format::BinarySi)),
+    ]);
+    for (name, reserved) in &config.kubelet.reserved {
+        if let Some(amount) = limits.get_mut(name) {
+            *amount = amount.minus(*reserved);
+        }
+    }
+    limits
+}
+
+/// Settings of the cgroup tree; `driver` is what the runtime says, where it says anything.
+pub fn cgroups(config: &Config, facts: &MachineFacts, driver: Option<cgroup::Driver>) -> cgroup::Settings {
+    let kubelet = &config.kubelet;
+    let period = u64::try_from(kubelet.cpu_cfs_period.as_micros()).unwrap_or(cgroup::plan::DEFAULT_PERIOD);
+    let configured = match kubelet.cgroup_driver {
+        CgroupDriver::Cgroupfs => cgroup::Driver::Cgroupfs,
+        CgroupDriver::Systemd => cgroup::Driver::Systemd,
+    };
+    cgroup::Settings {
+        driver: driver.unwrap_or(configured),
+        cgroup_root: kubelet.cgroup_root.clone(),
+        qos_cgroups: kubelet.cgroups_per_qos,
+        cfs_quota: if kubelet.cpu_cfs_quota { cgroup::CfsQuota::Enforced { period } } else { cgroup::CfsQuota::Off },
+        pids_limit: Some(kubelet.pod_pids_limit).filter(|limit| *limit > 0),
+        allocatable: pod_limits(config, facts),
+        memory_capacity: i64::try_from(facts.memory).unwrap_or(i64::MAX),
+        swap: cgroup::SwapBehavior::Unaccounted,
+        single_process_oom_kill: false,
+    }
+}
+
+/// Settings of the pod domain.
+pub fn pods(config: &Config) -> shared::Settings {
+    let kubelet = &config.kubelet;
+    shared::Settings {
+        node_name: config.node_name.clone(),
+        log_dir: kubelet.pod_logs_dir.clone(),
+        dns: dns::Settings {
+            cluster_dns: kubelet.cluster_dns.iter().map(ToString::to_string).collect(),
+            cluster_domain: kubelet.cluster_domain.clone(),
+        },
+        resolv_conf: kubelet.resolv_conf.clone(),
+        security: security::Settings {
+            seccomp_default: kubelet.seccomp_default,
+            seccomp_root: config.root_dir.join("seccomp").to_string_lossy().into_owned(),
+            masked_paths: masked_paths(),
+        },
+        max_crash_delay: i64::try_from(kubelet.max_crash_backoff.as_nanos()).unwrap_or(300 * lifecycle::SECOND),
+        port_mappings: true,
+        container_links: container_links(config),
+    }
+}
+
+/// Log shippers look below `/var/log/containers`; logs that are kept elsewhere have their links beside them.
+fn container_links(config: &Config) -> Option<std::path::PathBuf> {
+    config.kubelet.pod_logs_dir.parent().map(|parent| parent.join("containers"))
+}
+
+/// The fixed list and the throttling counters of the CPUs that there are.
+fn masked_paths() -> Vec<String> {
+    let fixed = security::MASKED_PATHS.iter().map(|path| (*path).to_owned());
+    let cpus = (0..4096).map(|cpu| format!("/sys/devices/system/cpu/cpu{cpu}"));
+    let cpus = cpus.take_while(|cpu| std::path::Path::new(cpu).exists());
+    let throttle = cpus.map(|cpu| cpu + "/thermal_throttle").filter(|path| std::path::Path::new(path).exists());
+    fixed.chain(throttle).collect()
+}
+
+/// Settings of the service half; what is not a CIDR is reported and left out.
+pub fn services(config: &Config, node_addresses: &[IpAddr]) -> service::Settings {
+    let texts = match (&config.mode, config.proxy.cluster_cidrs.is_empty()) {
+        (Mode::Alone { pod_cidrs, .. }, true) => pod_cidrs.clone(),
+        (Mode::Alone { .. }, false) | (Mode::Joined { .. }, _) => config.proxy.cluster_cidrs.clone(),
+    };
+    let mut cluster_cidrs = Vec::new();
+    for text in texts {
+        match Cidr::parse(&text) {
+            Some(cidr) => cluster_cidrs.push(cidr),
+            None => {
+                tracing::error!(cidr = %text, "not a CIDR such as 10.244.0.0/16; traffic of this range is not told from other traffic")
+            }
+        }
+    }
+    service::Settings {
+        node_name: config.node_name.clone(),
+        node_addresses: node_addresses.to_vec(),
+        cluster_cidrs,
+        masquerade_all: config.proxy.masquerade_all,
+    }
+}

@@ -1,0 +1,101 @@
+//! The files of cgroup v1: one directory per controller for each cgroup.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::files::{self, FileError};
+use super::plan::{Values, page_size_name};
+
+/// The mounted controllers.
+#[derive(Clone, Debug)]
+pub(super) struct V1 {
+    mounts: BTreeMap<String, PathBuf>,
+}
+
+impl V1 {
+    pub(super) fn new(mounts: BTreeMap<String, PathBuf>) -> Self {
+        Self { mounts }
+    }
+
+    /// Directories of a cgroup, one per distinct mount.
+    pub(super) fn directories(&self, path: &str) -> Vec<PathBuf> {
+        let mut directories: Vec<PathBuf> = self.mounts.values().map(|mount| join(mount, path)).collect();
+        directories.sort();
+        directories.dedup();
+        directories
+    }
+
+    /// Creates a cgroup and its parents in every hierarchy.
+    pub(super) fn create(&self, path: &str) -> Result<(), FileError> {
+        for (controller, mount) in &self.mounts {
+            let mut directory = mount.clone();
+            for component in path.split('/').filter(|c| !c.is_empty()) {
+                let parent = directory.clone();
+                directory.push(component);
+                files::create_directory(&directory)?;
+                if controller == "cpuset" {
+                    // A new cpuset is empty and takes no process until both files are filled.
+                    inherit(&parent, &directory, "cpuset.cpus")?;
+                    inherit(&parent, &directory, "cpuset.mems")?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes values; only those that are set and whose controller is mounted.
+    pub(super) fn apply(&self, path: &str, values: &Values) -> Result<(), FileError> {
+        let directory = |controller: &str| self.mounts.get(controller).map(|mount| join(mount, path));
+        if let Some(cpu) = directory("cpu") {
+            if let Some(shares) = values.cpu_shares {
+                files::write(&cpu, "cpu.shares", &shares.to_string())?;
+            }
+            apply_quota(&cpu, values)?;
+        }
+        if let (Some(memory), Some(limit)) = (directory("memory"), values.memory.filter(|limit| *limit > 0)) {
+            files::write(&memory, "memory.limit_in_bytes", &limit.to_string())?;
+        }
+        if let (Some(pids), Some(limit)) = (directory("pids"), values.pids.filter(|limit| *limit > 0)) {
+            files::write(&pids, "pids.max", &limit.to_string())?;
+        }
+        if let Some(hugetlb) = directory("hugetlb") {
+            for (size, limit) in &values.huge_pages {
+                let file = format!("hugetlb.{}.limit_in_bytes", page_size_name(*size));
+                files::write_if_there(&hugetlb, &file, &limit.to_string())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The kernel checks quota against period on each write, so they go in the order that is valid in between.
+fn apply_quota(cpu: &Path, values: &Values) -> Result<(), FileError> {
+    let quota = values.cpu_quota.filter(|quota| *quota != 0);
+    let Some(period) = values.cpu_period else {
+        return match quota {
+            Some(quota) => files::write(cpu, "cpu.cfs_quota_us", &quota.to_string()),
+            None => Ok(()),
+        };
+    };
+    // Going through "unlimited" makes every order valid, also when a child has a larger share than the new value.
+    files::write(cpu, "cpu.cfs_quota_us", "-1")?;
+    files::write(cpu, "cpu.cfs_period_us", &period.to_string())?;
+    match quota {
+        Some(quota) => files::write(cpu, "cpu.cfs_quota_us", &quota.to_string()),
+        None => Ok(()),
+    }
+}
+
+fn inherit(parent: &Path, child: &Path, file: &str) -> Result<(), FileError> {
+    if !files::read(child, file)?.is_empty() {
+        return Ok(());
+    }
+    match files::read(parent, file)? {
+        empty if empty.is_empty() => Ok(()),
+        value => files::write(child, file, &value),
+    }
+}
+
+fn join(mount: &Path, path: &str) -> PathBuf {
+    mount.join(path.trim_start_matches('/'))
+}

@@ -1,0 +1,177 @@
+//! The parts of a `KubeletConfiguration` that are more than one field each. Pure.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{Authorization, Enforce, Kubelet, Logging, Server};
+use crate::config::fields::{Fields, Findings};
+use crate::quantity::Quantity;
+
+/// Signals of eviction and kubelet's hard thresholds for them; an empty threshold is none by default.
+/// Source: "Node-pressure Eviction" of the Kubernetes documentation.
+const SIGNALS: [(&str, &str); 8] = [
+    ("memory.available", "100Mi"),
+    ("nodefs.available", "10%"),
+    ("nodefs.inodesFree", "5%"),
+    ("imagefs.available", "15%"),
+    ("imagefs.inodesFree", "5%"),
+    ("containerfs.available", ""),
+    ("containerfs.inodesFree", ""),
+    ("pid.available", ""),
+];
+
+/// `evictionHard`: what the file says replaces the defaults, unless `mergeDefaultEvictionSettings` asks to keep the rest.
+pub(super) fn eviction(all: &mut Fields, f: &mut Findings) -> Vec<(String, String)> {
+    let is_merged = all.boolean(f, "mergeDefaultEvictionSettings").unwrap_or(false);
+    let defaults = SIGNALS.iter().filter(|(_, value)| !value.is_empty());
+    let defaults = defaults.map(|(signal, value)| ((*signal).to_owned(), (*value).to_owned()));
+    let Some(mut written) = all.string_map(f, "evictionHard") else { return defaults.collect() };
+    let known: Vec<&str> = SIGNALS.iter().map(|(signal, _)| *signal).collect();
+    for (signal, value) in &written {
+        if !known.contains(&signal.as_str()) && signal != "allocatableMemory.available" {
+            let text = format!("\"{signal}\" is not a signal; expected one of {}", known.join(", "));
+            f.errors.push(all.problem("evictionHard", text));
+        } else if !is_threshold(value) {
+            let text =
+                format!("{signal}: \"{value}\" is not allowed; expected a quantity such as 100Mi, or 0% to 100%");
+            f.errors.push(all.problem("evictionHard", text));
+        }
+    }
+    if is_merged {
+        let missing: Vec<_> = defaults.filter(|(signal, _)| !written.iter().any(|(name, _)| name == signal)).collect();
+        written.extend(missing);
+    }
+    written
+}
+
+fn is_threshold(text: &str) -> bool {
+    match text.strip_suffix('%') {
+        Some(percent) => percent.parse::<f64>().is_ok_and(|p| (0.0..=100.0).contains(&p)),
+        None => Quantity::parse(text).is_ok_and(|q| q >= Quantity::from_millis(0)),
+    }
+}
+
+/// `enforceNodeAllocatable`; `none` and an empty list enforce nothing.
+pub(super) fn enforce(all: &mut Fields, f: &mut Findings) -> Vec<Enforce> {
+    const NAME: &str = "enforceNodeAllocatable";
+    let allowed = [
+        "none",
+        "pods",
+        "system-reserved",
+        "system-reserved-compressible",
+        "kube-reserved",
+        "kube-reserved-compressible",
+    ];
+    let Some(words) = all.words(f, NAME, &allowed) else { return vec![Enforce::Pods] };
+    if words.contains(&"none") && words.len() > 1 {
+        f.errors.push(all.problem(NAME, "\"none\" is not allowed together with others; expected it alone"));
+    }
+    for group in ["system-reserved", "kube-reserved"] {
+        if words.contains(&group) && words.iter().any(|w| *w == format!("{group}-compressible")) {
+            let text = format!("{group} and {group}-compressible are not allowed together; expected one of them");
+            f.errors.push(all.problem(NAME, text));
+        }
+    }
+    let group = |word| match word {
+        "pods" => Some(Enforce::Pods),
+        "system-reserved" => Some(Enforce::SystemReserved),
+        "system-reserved-compressible" => Some(Enforce::SystemReservedCompressible),
+        "kube-reserved" => Some(Enforce::KubeReserved),
+        "kube-reserved-compressible" => Some(Enforce::KubeReservedCompressible),
+        _ => None,
+    };
+    words.into_iter().filter_map(group).collect()
+}
+
+/// What depends on more than one field.
+pub(super) fn cross_check(kubelet: &Kubelet, all: &Fields, f: &mut Findings) {
+    const NAME: &str = "enforceNodeAllocatable";
+    for group in &kubelet.enforce {
+        let (word, field, cgroup) = match group {
+            Enforce::Pods => continue,
+            Enforce::SystemReserved | Enforce::SystemReservedCompressible => {
+                ("system-reserved", "systemReservedCgroup", &kubelet.system_reserved_cgroup)
+            }
+            Enforce::KubeReserved | Enforce::KubeReservedCompressible => {
+                ("kube-reserved", "kubeReservedCgroup", &kubelet.kube_reserved_cgroup)
+            }
+        };
+        if cgroup.is_empty() {
+            let text = format!("{word} needs {field}; set it to the cgroup of these processes, or leave {word} out");
+            f.errors.push(all.problem(NAME, text));
+        }
+    }
+    if !kubelet.cgroups_per_qos && !kubelet.enforce.is_empty() {
+        let text = "needs cgroupsPerQOS: true; set that, or set this to [none]";
+        f.errors.push(all.problem(NAME, text));
+    }
+    let (total, critical) = kubelet.shutdown_grace;
+    if critical > total {
+        let text = "is longer than shutdownGracePeriod, of which it is a part; expected at most that";
+        f.errors.push(all.problem("shutdownGracePeriodCriticalPods", text));
+    }
+    if kubelet.server.cert_file.is_some() != kubelet.server.key_file.is_some() {
+        f.errors
+            .push(all.problem("tlsCertFile", "is of use only together with tlsPrivateKeyFile; expected both or none"));
+    }
+}
+
+/// TLS, `authentication` and `authorization`.
+pub(super) fn server(all: &mut Fields, f: &mut Findings) -> Server {
+    let mut authentication = all.object(f, "authentication");
+    let mut x509 = authentication.object(f, "x509");
+    let client_ca_file = x509.filled(f, "clientCAFile").map(PathBuf::from);
+    x509.finish(f, &[]);
+    let mut anonymous = authentication.object(f, "anonymous");
+    let is_anonymous = anonymous.boolean(f, "enabled").unwrap_or(false);
+    anonymous.finish(f, &[]);
+    let mut webhook = authentication.object(f, "webhook");
+    let token_webhook = webhook.boolean(f, "enabled").unwrap_or(true);
+    let ttl = webhook.duration(f, "cacheTTL").unwrap_or(Duration::from_secs(120));
+    webhook.finish(f, &[]);
+    authentication.finish(f, &[]);
+    let mut authorization = all.object(f, "authorization");
+    let mode = authorization.one_of(f, "mode", &["Webhook", "AlwaysAllow"]);
+    let mut webhook = authorization.object(f, "webhook");
+    let allowed = webhook.duration(f, "cacheAuthorizedTTL").unwrap_or(Duration::from_secs(300));
+    let denied = webhook.duration(f, "cacheUnauthorizedTTL").unwrap_or(Duration::from_secs(30));
+    webhook.finish(f, &[]);
+    authorization.finish(f, &[]);
+    Server {
+        cert_file: all.filled(f, "tlsCertFile").map(PathBuf::from),
+        key_file: all.filled(f, "tlsPrivateKeyFile").map(PathBuf::from),
+        bootstrap_cert: all.boolean(f, "serverTLSBootstrap").unwrap_or(false),
+        client_ca_file,
+        anonymous: is_anonymous,
+        token_webhook: token_webhook.then_some(ttl),
+        authorization: match mode {
+            Some("AlwaysAllow") => Authorization::AlwaysAllow,
+            _ => Authorization::Webhook { allowed, denied },
+        },
+        stream_idle: all.duration(f, "streamingConnectionIdleTimeout").unwrap_or(Duration::from_secs(4 * 3600)),
+    }
+}
+
+/// `shutdownGracePeriod` and its part for critical pods; zero switches the feature off.
+pub(super) fn shutdown(all: &mut Fields, f: &mut Findings) -> (Duration, Duration) {
+    let mut period = |name: &str| {
+        let found = all.any_duration(f, name).unwrap_or_default();
+        if !found.is_zero() && found < Duration::from_secs(1) {
+            f.errors.push(all.problem(name, "is shorter than a second; expected 0s, or 1s and more"));
+        }
+        found
+    };
+    (period("shutdownGracePeriod"), period("shutdownGracePeriodCriticalPods"))
+}
+
+/// `logging` of both component configurations.
+pub(in crate::config) fn logging(all: &mut Fields, f: &mut Findings) -> Logging {
+    let mut logging = all.object(f, "logging");
+    let json = logging.one_of(f, "format", &["text", "json"]) == Some("json");
+    let verbosity = logging.integer(f, "verbosity", 0, i64::from(u8::MAX)).unwrap_or(0);
+    // Lines are written at once, so there is nothing to flush.
+    logging.raw("flushFrequency");
+    logging.raw("options");
+    logging.finish(f, &[("vmodule", "")]);
+    Logging { json, verbosity: u8::try_from(verbosity).unwrap_or(u8::MAX) }
+}

@@ -1,0 +1,196 @@
+//! Plain HTTP health and metrics servers, at the addresses where kubelet and kube-proxy have them.
+//!
+//! | address | who asks | answers |
+//! |---|---|---|
+//! | 127.0.0.1:10248 `/healthz` | kubeadm, systemd watch scripts | `ok` while the process serves |
+//! | 0.0.0.0:10256 `/healthz`, `/livez` | cloud load balancers | JSON, 200 or 503 by [`ProxyProgress`] |
+//! | 127.0.0.1:10249 `/healthz`, `/proxyMode`, `/metrics` | operators, Prometheus | `ok`, `nftables`, text format |
+//!
+//! 10256 is unhealthy while a change of Services waits for longer than twice the sync period, and `/healthz` also while the
+//! node is about to go away (KEP-3836): then load balancers stop sending new connections here, while `/livez` does not
+//! restart anything because of it.
+//!
+//! What it does not do: decide whether the pod half is well. The kubelet API on 10250 has checks of its own.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub mod process;
+
+/// Taint of the cluster autoscaler on a node that it is about to delete.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
+/// How long to wait before an address that is in use is tried again; kubelet and kube-proxy wait as long.
+const BIND_RETRY: Duration = Duration::from_secs(5);
+
+/// What the Service half tells about itself. Cheap to clone; the Service loop writes, the server reads.
+#[derive(Clone, Debug)]
+pub struct ProxyProgress {
+    state: Arc<Mutex<Progress>>,
+    /// A change may wait for so long: twice the sync period.
+    timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Progress {
+    last_updated: Option<Timestamp>,
+    /// Since when the oldest change waits.
+    pending_since: Option<Timestamp>,
+    eligible: bool,
+}
+
+impl ProxyProgress {
+    /// Nothing done and nothing waiting. The node is taken for eligible until [`Self::node_seen`] says otherwise,
+    /// because a node that runs alone has no Node object.
+    pub fn new(sync_period: Duration) -> Self {
+        let state = Progress { last_updated: None, pending_since: None, eligible: true };
+        Self { state: Arc::new(Mutex::new(state)), timeout: sync_period * 2 }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Progress)) {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// A change of Services or endpoints is there and not yet in the kernel.
+    pub fn queued(&self, now: Timestamp) {
+        self.change(|state| state.pending_since = state.pending_since.or(Some(now)));
+    }
+
+    /// Everything that was queued is in the kernel.
+    pub fn updated(&self, now: Timestamp) {
+        self.change(|state| (state.last_updated, state.pending_since) = (Some(now), None));
+    }
+
+    /// The Node object as the API server has it; `None` when it is deleted.
+    pub fn node_seen(&self, node: Option<&Node>) {
+        self.change(|state| state.eligible = node.is_some_and(is_eligible));
+    }
+
+    fn report(&self, probe: Probe, now: Timestamp) -> (StatusCode, Value) {
+        let state = *self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        report(state, self.timeout, probe, now)
+    }
+}
+
+/// Whether load balancers may send traffic to this node.
+pub fn is_eligible(node: &Node) -> bool {
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    node.metadata.deletion_timestamp.is_none() && !taints.into_iter().any(|taint| taint.key == TO_BE_DELETED)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probe {
+    /// `/healthz`
+    Ready,
+    /// `/livez`
+    Live,
+}
+
+/// kube-proxy's answer, field by field.
+fn report(state: Progress, timeout: Duration, probe: Probe, now: Timestamp) -> (StatusCode, Value) {
+    let waited = state.pending_since.map_or(Duration::ZERO, |since| now.duration_since(since).unsigned_abs());
+    // Before the first commit there is nothing to be late with.
+    let healthy = state.last_updated.is_none() || state.pending_since.is_none() || waited < timeout;
+    let good = match probe {
+        Probe::Ready => healthy && state.eligible,
+        Probe::Live => healthy,
+    };
+    // Go prints a time that was never set as the first of January of the year 1, and clients parse it.
+    let written = state.last_updated.map_or_else(|| "0001-01-01T00:00:00Z".to_owned(), |at| at.to_string());
+    let last = if good { now.to_string() } else { written };
+    let mut body = json!({"lastUpdated": last, "currentTime": now.to_string(), "healthy": healthy});
+    if probe == Probe::Ready {
+        body["nodeEligible"] = state.eligible.into();
+    }
+    (if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
+}
+
+/// Routes of 10248.
+pub fn kubelet_routes() -> Router {
+    Router::new().route("/healthz", get(ok))
+}
+
+/// Routes of 10256.
+pub fn proxy_routes(progress: ProxyProgress) -> Router {
+    async fn healthz(State(progress): State<ProxyProgress>) -> Response {
+        json_answer(progress.report(Probe::Ready, Timestamp::now()))
+    }
+    async fn livez(State(progress): State<ProxyProgress>) -> Response {
+        json_answer(progress.report(Probe::Live, Timestamp::now()))
+    }
+    Router::new().route("/healthz", get(healthz)).route("/livez", get(livez)).with_state(progress)
+}
+
+/// Routes of 10249. `more` is appended to the process metrics, in Prometheus' text format.
+pub fn metrics_routes(more: impl Fn() -> String + Send + Sync + 'static) -> Router {
+    let more = Arc::new(more);
+    let metrics = move || {
+        let more = more.clone();
+        async move {
+            let text = format!("{}{}", process::metrics(), more());
+            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+        }
+    };
+    Router::new()
+        .route("/healthz", get(ok))
+        .route("/proxyMode", get(async || plain("nftables")))
+        .route("/metrics", get(metrics))
+}
+
+async fn ok() -> Response {
+    plain("ok")
+}
+
+fn plain(text: &'static str) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")], text)
+        .into_response()
+}
+
+fn json_answer((status, body): (StatusCode, Value)) -> Response {
+    (status, [(header::X_CONTENT_TYPE_OPTIONS, "nosniff")], axum::Json(body)).into_response()
+}
+
+/// Serves `routes` until shutdown. An address that cannot be bound is reported and tried again, because a health port that
+/// another program holds must not stop the pods and Services of the node.
+pub async fn serve(name: &'static str, address: SocketAddr, routes: Router, shutdown: CancellationToken) {
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => return serve_on(listener, routes, shutdown).await,
+            Err(error) => tracing::warn!(
+                %error, %address,
+                "{name} cannot be served; free the address or change it in the configuration; trying again"
+            ),
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(BIND_RETRY) => {}
+        }
+    }
+}
+
+/// Serves `routes` on a bound socket until shutdown; open connections are dropped then.
+pub async fn serve_on(listener: TcpListener, routes: Router, shutdown: CancellationToken) {
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        served = async { axum::serve(listener, routes).await } => {
+            if let Err(error) = served {
+                tracing::warn!(%error, "health server ended");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,92 @@
+//! nodelet: the work of kubelet and kube-proxy in one process.
+//!
+//! `ARCHITECTURE.md` has the bird's eye view, the code map and the invariants. This essay lists everything that runs.
+//!
+//! ```text
+//!  source ──SourceUpdate──► pod::manager ──Message──► pod::worker (one a pod) ──► execute ──► cri · volume · cgroup
+//!                              ▲  ▲  ▲                    │ PodStatus
+//!   cri::events ── runtime_health │  └── objects          ▼
+//!                     probe ──────┘                    app::board ──PodUpdate──► alone ──WatchEvent──► service::programmer
+//!                                                         └──► control (get, describe, logs)
+//! ```
+//!
+//! # Tasks
+//! All are started by [`app`], in the order of what they need, and end when the shutdown token is cancelled.
+//!
+//! | task | takes in | gives out |
+//! |---|---|---|
+//! | signals ([`task::cancel_on_signal`]) | SIGTERM, SIGINT | cancels the token |
+//! | runtime events (`cri::events`) | CRI or containerd event stream | `RuntimeEvent` to the next |
+//! | runtime health (`app::runtime_health`) | those events, `Status` of the runtime | the events, to the manager; the health |
+//! | manager (`pod::manager`) | sources, runtime events, UIDs whose probes or objects changed, "has published" | `Message` to workers |
+//! | worker (`pod::worker`), one a pod | `Message`, outcomes, its timer | operations; `PodStatus`; journal; events |
+//! | operation (`pod::execute`), many a worker | one `Op` | an outcome to its worker; it is never cancelled, except a pull |
+//! | probe (`probe::worker`), one a probe | its timer, pod address, startup gate | a result, and the pod's UID when it changed |
+//! | recorder (`app::record_events`) | `Event` of everybody | log line, ring of the newest for `describe` |
+//! | control ([`control::serve`]) | connections on the Unix socket; a task each | answers from the board and from log files |
+//! | health ([`health::serve`]), up to three | HTTP | what [`health`] lists |
+//!
+//! A call to the runtime runs in a task of its own (`cri::client`), so that a caller that gives up does not cut it off midway.
+//! Statuses have no task: `app::board` takes them in under a lock and calls its listeners.
+//!
+//! # Tasks of a node alone
+//! | task | takes in | gives out |
+//! |---|---|---|
+//! | manifests (`source::manifest_dir`) | inotify, files | pods, Services, UIDs whose objects changed |
+//! | forwarder (in `app::run_alone`) | the source's bounded channel | the manager's |
+//! | joiner ([`alone`]) | `ServiceUpdate`, `PodUpdate` | Services and EndpointSlices to the index; `alone.json`; events |
+//!
+//! # Tasks of a joined node
+//! Started by `app::joined`; each ends when its handle is dropped.
+//!
+//! | task | takes in | gives out |
+//! |---|---|---|
+//! | watch (`api::watch`), one a resource | pods of this node, Services, EndpointSlices, the own Node | `WatchEvent` to its sink |
+//! | watch of an object (`api::objects`) | a ConfigMap or Secret that a pod here uses | UIDs of the pods that use it |
+//! | writer (`api::status_writer`), one a pod with work | the newest status | PATCH of the difference, DELETE at the end |
+//! | event sender ([`api::events`]) | `Event` from the recorder, dropped when full | events at the API server |
+//! | heartbeat and lease ([`node`]), apart | facts, runtime health, own Node, timers | POST and PATCH of the Node; the lease |
+//! | network configuration (`app::joined`) | pod CIDRs of the own Node | the conflist, where there is none |
+//!
+//! # Threads
+//! | thread | why it is one |
+//! |---|---|
+//! | two workers of tokio | all tasks above; none of them blocks |
+//! | `services` (`service::programmer`) | netlink blocks; it alone writes our nftables tables. Sinks wake it through a condition variable |
+//! | `nft-events` (`service::programmer`) | waits for commits of other programs; ends with the process |
+//! | blocking threads of tokio | volumes, cgroups, log removal, manifest reads: calls that may hang. Each ends a second after its work |
+//!
+//! # Limits
+//! Channels that carry wakes are unbounded and their consumers fold repeats (workers drain their inbox in one turn); channels
+//! that carry data from outside (manifests, runtime events, events) are bounded, and the sender waits or drops and says so.
+
+// Shared vocabulary.
+pub mod event;
+pub mod ids;
+pub mod objects;
+pub mod quantity;
+pub mod watch;
+
+// Edges: the API server, the runtime, people.
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod cri;
+pub mod health;
+pub mod logs;
+pub mod source;
+
+// Domains.
+pub mod alone;
+pub mod cgroup;
+pub mod nft;
+pub mod node;
+pub mod pod;
+pub mod probe;
+pub mod service;
+pub mod volume;
+
+// Wiring.
+pub mod app;
+pub mod task;

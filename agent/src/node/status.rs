@@ -1,0 +1,326 @@
+//! The node status: facts, health and settings become what the API server is told. Pure.
+//!
+//! Conditions have kubelet's types, reasons and messages; Ready is last, because old controllers stop reading there
+//! (kubernetes#16961). Capacity is what the machine has; allocatable is that less what is reserved, less the hard
+//! eviction threshold, and memory also less huge pages. `kubeProxyVersion` stays empty (KEP-4004).
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler,
+    NodeRuntimeHandlerFeatures, NodeStatus, NodeSwapStatus, NodeSystemInfo,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::facts::MachineFacts;
+use super::{NodeExtras, NodeSettings, RuntimeHealth};
+use crate::quantity::{Format, Quantity};
+
+/// Names per image in the status.
+const NAMES_PER_IMAGE: usize = 5;
+
+/// Everything that a status is made of.
+pub struct Inputs<'a> {
+    /// The operator's decisions.
+    pub settings: &'a NodeSettings,
+    /// The machine.
+    pub facts: &'a MachineFacts,
+    /// Published addresses, or why there are none.
+    pub addresses: &'a Result<Vec<IpAddr>, String>,
+    /// The runtime.
+    pub runtime: &'a RuntimeHealth,
+    /// Other modules' part.
+    pub extras: &'a NodeExtras,
+    /// Whether the node is being shut down.
+    pub shutting_down: bool,
+    /// The status as the API server has it: transition times and what is not ours come from there.
+    pub previous: Option<&'a NodeStatus>,
+    /// Now.
+    pub now: &'a Time,
+}
+
+/// Builds the status.
+pub fn build(inputs: &Inputs<'_>) -> NodeStatus {
+    let capacity = capacity(inputs);
+    let allocatable = allocatable(inputs, &capacity);
+    NodeStatus {
+        addresses: addresses(inputs),
+        conditions: Some(conditions(inputs, &capacity)),
+        capacity: Some(to_api(capacity)),
+        allocatable: Some(to_api(allocatable)),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(inputs.settings.port) }),
+        }),
+        features: inputs
+            .runtime
+            .supplemental_groups_policy
+            .map(|policy| NodeFeatures { supplemental_groups_policy: Some(policy) }),
+        images: Some(images(inputs)),
+        node_info: Some(node_info(inputs)),
+        runtime_handlers: Some(handlers(inputs.runtime)),
+        volumes_in_use: inputs
+            .extras
+            .volumes_in_use
+            .clone()
+            .or_else(|| inputs.previous.and_then(|status| status.volumes_in_use.clone())),
+        ..NodeStatus::default()
+    }
+}
+
+/// Resources by name; the values are exact.
+pub type Resources = BTreeMap<String, Quantity>;
+
+fn bytes(amount: u64) -> Quantity {
+    Quantity::from_units(i64::try_from(amount).unwrap_or(i64::MAX), Format::BinarySi)
+}
+
+fn capacity(inputs: &Inputs<'_>) -> Resources {
+    let (facts, settings) = (inputs.facts, inputs.settings);
+    let pods = match settings.pods_per_core {
+        0 => settings.max_pods,
+        per_core => settings.max_pods.min(per_core.saturating_mul(i64::from(facts.cpus))),
+    };
+    let mut capacity = Resources::from([
+        ("cpu".to_owned(), Quantity::from_millis(i64::from(facts.cpus) * 1000)),
+        ("memory".to_owned(), bytes(facts.memory)),
+        ("pods".to_owned(), Quantity::from_units(pods, Format::DecimalSi)),
+    ]);
+    if let Some(disk) = facts.disk {
+        capacity.insert("ephemeral-storage".to_owned(), bytes(disk));
+    }
+    for (size, count) in &facts.hugepages {
+        capacity.insert(format!("hugepages-{}", bytes(*size)), bytes(size * count));
+    }
+    for (name, (total, _)) in &inputs.extras.devices {
+        capacity.insert(name.clone(), *total);
+    }
+    capacity
+}
+
+fn allocatable(inputs: &Inputs<'_>, capacity: &Resources) -> Resources {
+    let mut allocatable = Resources::new();
+    for (name, total) in capacity {
+        let mut left = *total;
+        for (_, reserved) in inputs.settings.reserved.iter().filter(|(resource, _)| resource == name) {
+            left = left.minus(*reserved);
+        }
+        if let Some(threshold) = eviction_reservation(inputs.settings, name, *total) {
+            left = left.minus(threshold);
+        }
+        allocatable.insert(name.clone(), not_negative(left));
+    }
+    for (name, (_, free)) in &inputs.extras.devices {
+        allocatable.insert(name.clone(), *free);
+    }
+    let huge: Vec<Quantity> =
+        capacity.iter().filter(|(name, _)| name.starts_with("hugepages-")).map(|(_, total)| *total).collect();
+    if let Some(memory) = allocatable.get_mut("memory") {
+        *memory = not_negative(huge.into_iter().fold(*memory, Quantity::minus));
+    }
+    allocatable
+}
+
+/// What pods may ask for in total, for admission and cgroups.
+pub fn node_allocatable(settings: &NodeSettings, facts: &MachineFacts, extras: &NodeExtras) -> Resources {
+    let inputs = Inputs {
+        settings,
+        facts,
+        addresses: &Ok(Vec::new()),
+        runtime: &RuntimeHealth::unknown(),
+        extras,
+        shutting_down: false,
+        previous: None,
+        now: &Time(Default::default()),
+    };
+    allocatable(&inputs, &capacity(&inputs))
+}
+
+fn not_negative(quantity: Quantity) -> Quantity {
+    match quantity.value() < 0 {
+        true => Quantity::from_units(0, Format::BinarySi),
+        false => quantity,
+    }
+}
+
+fn eviction_reservation(settings: &NodeSettings, resource: &str, capacity: Quantity) -> Option<Quantity> {
+    let signal = match resource {
+        "memory" => "memory.available",
+        "ephemeral-storage" => "nodefs.available",
+        _ => return None,
+    };
+    let (_, text) = settings.eviction_hard.iter().find(|(name, _)| name == signal)?;
+    match text.strip_suffix('%') {
+        // In single precision and then truncated, as kubelet computes it: the same byte count after a switch.
+        Some(percent) => {
+            let fraction = f64::from(percent.trim().parse::<f32>().ok()? / 100.0);
+            Some(Quantity::from_units((capacity.value() as f64 * fraction) as i64, Format::BinarySi))
+        }
+        None => Quantity::parse(text).ok(),
+    }
+}
+
+fn to_api(resources: Resources) -> BTreeMap<String, ApiQuantity> {
+    resources.into_iter().map(|(name, quantity)| (name, ApiQuantity(quantity.to_string()))).collect()
+}
+
+fn addresses(inputs: &Inputs<'_>) -> Option<Vec<NodeAddress>> {
+    let previous = inputs.previous.and_then(|status| status.addresses.clone()).filter(|list| !list.is_empty());
+    let hostname = NodeAddress { type_: "Hostname".to_owned(), address: inputs.settings.hostname.clone() };
+    if inputs.settings.external_cloud {
+        // The cloud controller owns them once it has set them; until then only what the operator said is certain.
+        if previous.is_some() {
+            return previous;
+        }
+        if inputs.settings.node_ips.is_empty() {
+            return Some(vec![hostname]);
+        }
+    }
+    match inputs.addresses {
+        Ok(ips) => {
+            let internal = ips.iter().map(|ip| NodeAddress { type_: "InternalIP".to_owned(), address: ip.to_string() });
+            Some(internal.chain([hostname]).collect())
+        }
+        // An address that cannot be found for a moment is not withdrawn: the API server would lose the node.
+        Err(_) => previous,
+    }
+}
+
+fn node_info(inputs: &Inputs<'_>) -> NodeSystemInfo {
+    let (facts, runtime) = (inputs.facts, inputs.runtime);
+    let previous = inputs.previous.and_then(|status| status.node_info.as_ref());
+    let runtime_version = match (runtime.version.is_empty(), previous) {
+        (false, _) => format!("{}://{}", runtime.name, runtime.version.trim_start_matches('v')),
+        (true, Some(info)) if !info.container_runtime_version.is_empty() => info.container_runtime_version.clone(),
+        (true, _) => "containerd://Unknown".to_owned(),
+    };
+    NodeSystemInfo {
+        architecture: facts.architecture.to_owned(),
+        boot_id: facts.boot_id.clone(),
+        container_runtime_version: runtime_version,
+        kernel_version: facts.kernel_version.clone(),
+        kube_proxy_version: String::new(),
+        kubelet_version: inputs.settings.kubelet_version.clone(),
+        machine_id: facts.machine_id.clone(),
+        operating_system: "linux".to_owned(),
+        os_image: facts.os_image.clone(),
+        swap: (facts.swap > 0).then(|| NodeSwapStatus { capacity: i64::try_from(facts.swap).ok() }),
+        system_uuid: facts.system_uuid.clone(),
+    }
+}
+
+fn handlers(runtime: &RuntimeHealth) -> Vec<NodeRuntimeHandler> {
+    let handler = |handler: &super::Handler| NodeRuntimeHandler {
+        name: Some(handler.name.clone()),
+        features: Some(NodeRuntimeHandlerFeatures {
+            recursive_read_only_mounts: Some(handler.recursive_read_only_mounts),
+            user_namespaces: Some(handler.user_namespaces),
+        }),
+    };
+    let mut handlers: Vec<_> = runtime.handlers.iter().map(handler).collect();
+    // containerd lists them in the order of a Go map; without sorting every answer would look like a change.
+    handlers.sort_by(|a, b| a.name.cmp(&b.name));
+    handlers
+}
+
+fn images(inputs: &Inputs<'_>) -> Vec<ContainerImage> {
+    let mut images: Vec<_> = inputs.extras.images.iter().collect();
+    images.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.names.cmp(&b.names)));
+    if let Ok(limit) = usize::try_from(inputs.settings.max_images) {
+        images.truncate(limit);
+    }
+    images
+        .into_iter()
+        .map(|image| ContainerImage {
+            names: Some(image.names.iter().take(NAMES_PER_IMAGE).cloned().collect()),
+            size_bytes: Some(image.size),
+        })
+        .collect()
+}
+
+struct Pressure {
+    kind: &'static str,
+    on: bool,
+    when_on: (&'static str, &'static str),
+    when_off: (&'static str, &'static str),
+}
+
+fn conditions(inputs: &Inputs<'_>, capacity: &Resources) -> Vec<NodeCondition> {
+    let extras = inputs.extras;
+    let pressures = [
+        Pressure {
+            kind: "MemoryPressure",
+            on: extras.memory_pressure,
+            when_on: ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
+            when_off: ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        },
+        Pressure {
+            kind: "DiskPressure",
+            on: extras.disk_pressure,
+            when_on: ("KubeletHasDiskPressure", "kubelet has disk pressure"),
+            when_off: ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        },
+        Pressure {
+            kind: "PIDPressure",
+            on: extras.pid_pressure,
+            when_on: ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
+            when_off: ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        },
+    ];
+    let mut conditions: Vec<NodeCondition> = pressures
+        .into_iter()
+        .map(|pressure| {
+            let (reason, message) = if pressure.on { pressure.when_on } else { pressure.when_off };
+            condition(inputs, pressure.kind, pressure.on, reason, message.to_owned())
+        })
+        .collect();
+    conditions.push(ready(inputs, capacity));
+    conditions
+}
+
+fn ready(inputs: &Inputs<'_>, capacity: &Resources) -> NodeCondition {
+    let mut errors: Vec<String> = Vec::new();
+    errors.extend(inputs.runtime.runtime_ready.clone().err());
+    errors.extend(inputs.runtime.network_ready.clone().err());
+    errors.extend(inputs.extras.storage_ready.clone());
+    if inputs.shutting_down {
+        errors.push("node is shutting down".to_owned());
+    }
+    let missing: Vec<&str> = ["cpu", "memory", "pods", "ephemeral-storage"]
+        .into_iter()
+        .filter(|name| !capacity.contains_key(*name))
+        .collect();
+    if !missing.is_empty() {
+        errors.push(format!("missing node capacity for resources: {}", missing.join(", ")));
+    }
+    if let (Err(error), false) = (inputs.addresses, inputs.settings.external_cloud) {
+        errors.push(error.clone());
+    }
+    match errors.as_slice() {
+        [] => condition(inputs, "Ready", true, "KubeletReady", "kubelet is posting ready status".to_owned()),
+        [one] => condition(inputs, "Ready", false, "KubeletNotReady", one.clone()),
+        many => condition(inputs, "Ready", false, "KubeletNotReady", format!("[{}]", many.join(", "))),
+    }
+}
+
+fn condition(inputs: &Inputs<'_>, kind: &str, on: bool, reason: &str, message: String) -> NodeCondition {
+    let status = if on { "True" } else { "False" };
+    let previous = inputs
+        .previous
+        .and_then(|node| node.conditions.as_ref())
+        .and_then(|conditions| conditions.iter().find(|condition| condition.type_ == kind));
+    let since = previous.filter(|old| old.status == status).and_then(|old| old.last_transition_time.clone());
+    NodeCondition {
+        type_: kind.to_owned(),
+        status: status.to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(message),
+        last_heartbeat_time: Some(inputs.now.clone()),
+        last_transition_time: Some(since.unwrap_or_else(|| inputs.now.clone())),
+    }
+}
+
+#[cfg(test)]
+#[path = "status/tests.rs"]
+mod tests;

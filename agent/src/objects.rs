@@ -1,0 +1,116 @@
+//! What a pod may need besides its own spec: ConfigMaps, Secrets, tokens and the Services of its namespace.
+//!
+//! The pod domain sees only [`Objects`]. Joined to a control plane it is answered by watches of single objects
+//! (`api::objects`); alone it is answered from the manifest directory (`source::manifest_dir`).
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+
+use crate::ids::{ObjectKey, PodUid};
+
+/// An object that a pod's environment or volumes refer to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObjectRef {
+    /// A ConfigMap.
+    ConfigMap(ObjectKey),
+    /// A Secret.
+    Secret(ObjectKey),
+}
+
+/// Why an object could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    /// The server says that there is no such object.
+    #[error("{kind} {key} not found")]
+    NotFound {
+        /// The kind as users write it, such as `configmap`.
+        kind: &'static str,
+        /// The object that was asked for.
+        key: ObjectKey,
+    },
+    /// The source cannot answer: refused, away, or not possible when running alone.
+    #[error("{kind} {key}: {reason}")]
+    Unavailable {
+        /// The kind as users write it, such as `serviceaccount token`.
+        kind: &'static str,
+        /// The object that was asked for.
+        key: ObjectKey,
+        /// What the source said.
+        reason: String,
+    },
+}
+
+/// A request for a service account token that is bound to a pod.
+///
+/// Source: TokenRequest of `authentication.k8s.io/v1`, KEP-1205.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TokenAsk {
+    /// Namespace of the pod and name of its service account.
+    pub service_account: ObjectKey,
+    /// Name of the pod that the token is bound to.
+    pub pod_name: String,
+    /// UID of the pod that the token is bound to.
+    pub pod_uid: PodUid,
+    /// Audience; empty means the API server's own.
+    pub audience: String,
+    /// Wanted life in seconds.
+    pub expiration_seconds: i64,
+}
+
+/// A service account token. It has no `Debug`, so that it cannot reach a log.
+#[derive(Clone)]
+pub struct Token {
+    /// The bearer token.
+    pub token: String,
+    /// When it stops being valid, in seconds since the epoch.
+    pub expires_at: i64,
+    /// When it was issued as this node saw it, in seconds since the epoch.
+    pub issued_at: i64,
+}
+
+/// A Service as the environment variables of a pod describe it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceEnv {
+    /// Name of the Service.
+    pub name: String,
+    /// The ClusterIP that `*_SERVICE_HOST` names.
+    pub cluster_ip: String,
+    /// Ports in the order of the spec.
+    pub ports: Vec<ServiceEnvPort>,
+}
+
+/// One port of a [`ServiceEnv`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceEnvPort {
+    /// Port name; empty when the Service has only one and gave it none.
+    pub name: String,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    /// Port of the ClusterIP.
+    pub port: u16,
+}
+
+/// Source of the objects that pods refer to.
+pub trait Objects: Send + Sync + 'static {
+    /// Says which objects a pod uses; the source keeps them current and reports each change by the pod's UID
+    /// on the channel that it was made with. Replaces an earlier call for the same pod.
+    fn register(&self, pod: &PodUid, refs: Vec<ObjectRef>);
+
+    /// Ends the interest of a pod.
+    fn unregister(&self, pod: &PodUid);
+
+    /// The current ConfigMap.
+    fn config_map<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<Arc<ConfigMap>, ObjectError>>;
+
+    /// The current Secret.
+    fn secret<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<Arc<Secret>, ObjectError>>;
+
+    /// A token for a pod; sources cache by the whole request and renew at 80 % of its life.
+    fn token<'a>(&'a self, ask: &'a TokenAsk) -> BoxFuture<'a, Result<Token, ObjectError>>;
+
+    /// Services that the environment of a pod in `namespace` may name: those of the namespace, and `default/kubernetes`
+    /// (named `kubernetes`). Waits until Services have been listed once.
+    fn services<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Vec<ServiceEnv>, ObjectError>>;
+}

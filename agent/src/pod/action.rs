@@ -1,0 +1,169 @@
+//! What a plan can ask for, and what comes back. Plain data.
+
+use crate::cri::{ContainerView, Nanos, PodRuntime, SandboxView};
+use crate::ids::{ContainerId, SandboxId};
+
+/// Identity of an operation in flight; a plan never starts a second one with the same key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OpKey {
+    /// Looking at the runtime.
+    Inspect,
+    /// Making the pod's directory and volumes.
+    Volumes,
+    /// Creating the sandbox.
+    Sandbox,
+    /// Getting the image of a container.
+    Image(String),
+    /// Creating and starting a container.
+    Start(String),
+    /// Stopping a container within a number of seconds; a shorter grace is another operation.
+    Kill(ContainerId, i64),
+    /// Stopping a sandbox.
+    StopSandbox(SandboxId),
+    /// Removing a sandbox.
+    RemoveSandbox(SandboxId),
+    /// Removing a container.
+    RemoveContainer(ContainerId),
+    /// Removing volumes and the cgroup.
+    Release,
+    /// Deleting the pod at the API server.
+    FinishDeletion,
+    /// Removing the log directory.
+    RemoveLogs,
+}
+
+/// Why a container is stopped; decides the event's text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KillReason {
+    /// The pod is being stopped.
+    PodTerminating,
+    /// A probe gave up on it. The text is kubelet's message.
+    Probe(String),
+    /// Its image in the spec has changed.
+    DefinitionChanged,
+    /// Its sandbox is gone.
+    SandboxGone,
+}
+
+/// An operation to carry out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Look at the runtime.
+    Inspect,
+    /// Make the pod's directory and volumes.
+    PrepareVolumes,
+    /// Create the pod cgroup and run a sandbox with this attempt number.
+    CreateSandbox {
+        /// Attempt number, in the sandbox's name.
+        attempt: u32,
+    },
+    /// Make sure that the image of a container is on the node.
+    EnsureImage {
+        /// Container name.
+        container: String,
+    },
+    /// Create and start a container, and run its postStart hook.
+    StartContainer {
+        /// Container name.
+        container: String,
+        /// How many of this name came before.
+        attempt: u32,
+        /// The sandbox to start it in.
+        sandbox: SandboxId,
+    },
+    /// Run the preStop hook, then stop a container.
+    KillContainer {
+        /// The container.
+        id: ContainerId,
+        /// Its name.
+        container: String,
+        /// Seconds between TERM and KILL, hook included.
+        grace_seconds: i64,
+        /// Why.
+        reason: KillReason,
+    },
+    /// Stop a sandbox.
+    StopSandbox(SandboxId),
+    /// Remove a sandbox with its containers.
+    RemoveSandbox(SandboxId),
+    /// Remove a dead container.
+    RemoveContainer(ContainerId),
+    /// Remove volumes and the cgroup.
+    Release,
+    /// Write the last status and delete the pod at the API server.
+    FinishDeletion,
+    /// Remove the log directory.
+    RemoveLogs,
+}
+
+impl Op {
+    /// The operation's identity.
+    pub fn key(&self) -> OpKey {
+        match self {
+            Self::Inspect => OpKey::Inspect,
+            Self::PrepareVolumes => OpKey::Volumes,
+            Self::CreateSandbox { .. } => OpKey::Sandbox,
+            Self::EnsureImage { container } => OpKey::Image(container.clone()),
+            Self::StartContainer { container, .. } => OpKey::Start(container.clone()),
+            Self::KillContainer { id, grace_seconds, .. } => OpKey::Kill(id.clone(), *grace_seconds),
+            Self::StopSandbox(id) => OpKey::StopSandbox(id.clone()),
+            Self::RemoveSandbox(id) => OpKey::RemoveSandbox(id.clone()),
+            Self::RemoveContainer(id) => OpKey::RemoveContainer(id.clone()),
+            Self::Release => OpKey::Release,
+            Self::FinishDeletion => OpKey::FinishDeletion,
+            Self::RemoveLogs => OpKey::RemoveLogs,
+        }
+    }
+}
+
+/// A step of a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Start an operation.
+    Start(Op),
+    /// Drop an operation in flight. Only image pulls can be dropped; everything else is left to finish.
+    Cancel(OpKey),
+}
+
+/// What an operation that succeeded has to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// The runtime's whole view of the pod.
+    Inspected(PodRuntime),
+    /// A sandbox runs.
+    Sandbox(SandboxView),
+    /// A container was started or stopped.
+    Container(Box<ContainerView>),
+    /// A sandbox is stopped.
+    SandboxStopped(SandboxId),
+    /// A sandbox and its containers are gone.
+    SandboxRemoved(SandboxId),
+    /// A container is gone.
+    ContainerRemoved(ContainerId),
+    /// Nothing beyond success.
+    Done,
+}
+
+/// An operation that did not succeed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The waiting reason or event reason that kubelet uses for it.
+    pub reason: &'static str,
+    /// What happened, for people.
+    pub message: String,
+    /// What the runtime looks like after the failure, where the operation got to see it.
+    pub container: Option<Box<ContainerView>>,
+}
+
+/// A failure as memory keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// Reason.
+    pub reason: &'static str,
+    /// Message.
+    pub message: String,
+    /// When it may be tried again.
+    pub retry_at: Nanos,
+    /// The back-off that led to `retry_at`.
+    pub delay: Nanos,
+}

@@ -1,0 +1,161 @@
+//! Carrying out one operation of a plan.
+//!
+//! Each function does what the [`Op`] says and answers what it saw; none of them decides. An operation that reaches the
+//! runtime answers with the runtime's own view, so that memory never holds what we merely hope.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::action::{Failure, Op, Output};
+use super::facilities::PodVolumes;
+use super::images::Image;
+use super::shared::Shared;
+use super::spec;
+use crate::cri::CriError;
+use crate::event::EventType;
+use crate::ids::PodUid;
+
+mod container;
+mod hooks;
+mod message;
+mod sandbox;
+mod stop;
+
+pub use message::with_messages;
+
+/// What an operation gives to its worker besides its outcome.
+#[derive(Debug, Default)]
+pub enum Extra {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Volumes are in place.
+    Volumes(PodVolumes),
+    /// An image is there.
+    Image(String, Image),
+    /// A place among the pods that are being started.
+    Slot(OwnedSemaphorePermit),
+}
+
+/// Snapshot that an operation works on.
+#[derive(Clone)]
+pub struct Context {
+    /// Shared clients.
+    pub shared: Arc<Shared>,
+    /// The pod as desired when the operation began.
+    pub pod: Arc<Pod>,
+    /// Its UID.
+    pub uid: PodUid,
+    /// Its volumes, once they are in place.
+    pub volumes: Arc<PodVolumes>,
+    /// The newest sandbox's configuration inputs: pod addresses.
+    pub pod_ips: Vec<String>,
+    /// The sandbox that containers are started in.
+    pub sandbox: Option<crate::cri::SandboxView>,
+    /// Image of the container that the operation is about.
+    pub image: Option<Image>,
+    /// The running container that an ephemeral container looks at.
+    pub target: Option<crate::ids::ContainerId>,
+    /// The status as it was published last.
+    pub status: Arc<PodStatus>,
+    /// The container that is to be stopped.
+    pub stopping: Option<crate::cri::ContainerView>,
+}
+
+/// Carries out an operation.
+pub async fn execute(context: Context, op: Op) -> (Result<Output, Failure>, Extra) {
+    let plain = |result| (result, Extra::Nothing);
+    match op {
+        Op::Inspect => plain(inspect(&context).await),
+        Op::PrepareVolumes => volumes(&context).await,
+        Op::CreateSandbox { attempt } => sandbox::create(&context, attempt).await,
+        Op::EnsureImage { container } => image(&context, container).await,
+        Op::StartContainer { container, attempt, sandbox } => {
+            plain(container::start(&context, &container, attempt, &sandbox).await)
+        }
+        Op::KillContainer { id, container, grace_seconds, reason } => {
+            plain(stop::kill(&context, &id, &container, grace_seconds, &reason).await)
+        }
+        Op::StopSandbox(id) => {
+            let stopped = context.shared.runtime.stop_sandbox(&id).await;
+            plain(stopped.map(|()| Output::SandboxStopped(id)).map_err(|e| failure("FailedKillPod", &e)))
+        }
+        Op::RemoveSandbox(id) => {
+            // containerd refuses to remove a sandbox that it thinks is running; stopping a stopped one is cheap.
+            let removed = async {
+                context.shared.runtime.stop_sandbox(&id).await?;
+                context.shared.runtime.remove_sandbox(&id).await
+            };
+            plain(removed.await.map(|()| Output::SandboxRemoved(id)).map_err(|e| failure("FailedSync", &e)))
+        }
+        Op::RemoveContainer(id) => plain(stop::remove_container(&context, id).await),
+        Op::Release => plain(stop::release(&context).await),
+        Op::FinishDeletion => {
+            let finished = context.shared.sink.finish(&context.pod, &context.status).await;
+            let failed = |message| Failure { reason: "FailedSync", message, container: None };
+            plain(finished.map(|()| Output::Done).map_err(failed))
+        }
+        Op::RemoveLogs => plain(stop::remove_logs(&context).await),
+    }
+}
+
+fn failure(reason: &'static str, error: &CriError) -> Failure {
+    Failure { reason, message: error.text(), container: None }
+}
+
+async fn inspect(context: &Context) -> Result<Output, Failure> {
+    match context.shared.runtime.inspect_pod(&context.uid).await {
+        Ok(runtime) => Ok(Output::Inspected(with_messages(runtime).await)),
+        Err(error) => Err(failure("FailedSync", &error)),
+    }
+}
+
+async fn volumes(context: &Context) -> (Result<Output, Failure>, Extra) {
+    match context.shared.facilities.ensure_volumes(&context.pod).await {
+        Ok(volumes) => (Ok(Output::Done), Extra::Volumes(volumes)),
+        Err(message) => {
+            context.shared.event(&context.pod, None, EventType::Warning, "FailedMount", message.clone());
+            (Err(Failure { reason: "FailedMount", message, container: None }), Extra::Nothing)
+        }
+    }
+}
+
+async fn image(context: &Context, name: String) -> (Result<Output, Failure>, Extra) {
+    use super::images::Fetched;
+    let shared = &context.shared;
+    let Some(found) = spec::find(&context.pod, &name) else {
+        return (Ok(Output::Done), Extra::Nothing);
+    };
+    let wanted = found.container.image.clone().unwrap_or_default();
+    let secrets = container::pull_secrets(context).await;
+    let tell = |kind, reason, text: String| shared.event(&context.pod, Some(&name), kind, reason, text);
+    let pulling = || tell(EventType::Normal, "Pulling", format!("Pulling image \"{wanted}\""));
+    match shared.images.ensure(&found.container, &secrets, pulling).await {
+        Ok((image, fetched)) => {
+            let text = match fetched {
+                Fetched::Present => {
+                    format!("Container image \"{wanted}\" already present on machine and can be accessed by the pod")
+                }
+                Fetched::Pulled(pull, total, size) => format!(
+                    "Successfully pulled image \"{wanted}\" in {:.3}s ({:.3}s including waiting). Image size: {size} \
+                     bytes.",
+                    pull.as_secs_f64(),
+                    total.as_secs_f64()
+                ),
+            };
+            tell(EventType::Normal, "Pulled", text);
+            (Ok(Output::Done), Extra::Image(name, image))
+        }
+        Err(failed) => {
+            let reason = if failed.reason == "ErrImagePull" { "Failed" } else { failed.reason };
+            let text = match failed.reason {
+                "ErrImagePull" => format!("Failed to pull image \"{wanted}\": {}", failed.message),
+                _ => failed.message.clone(),
+            };
+            tell(EventType::Warning, reason, text);
+            (Err(failed), Extra::Nothing)
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! Creating and starting a container.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Container, Secret};
+use nodelet_proto::cri;
+
+use super::{Context, Output, hooks, message, sandbox};
+use crate::cri::{ContainerView, CriError};
+use crate::event::EventType;
+use crate::ids::{ContainerId, ObjectKey, SandboxId};
+use crate::objects::{ObjectError, ObjectRef};
+use crate::pod::action::Failure;
+use crate::pod::container_config::{Inputs, container_config};
+use crate::pod::env::{self, EnvError, Sources};
+use crate::pod::facilities::SubPath;
+use crate::pod::spec::{self, Role, SpecContainer};
+use crate::pod::{expand, hosts};
+
+const DEFAULT_TERMINATION_PATH: &str = "/dev/termination-log";
+const HOSTS_PATH: &str = "/etc/hosts";
+
+fn config_error(message: impl ToString) -> Failure {
+    Failure { reason: "CreateContainerConfigError", message: message.to_string(), container: None }
+}
+
+/// Creates and starts a container and runs its postStart hook.
+pub(super) async fn start(context: &Context, name: &str, attempt: u32, sandbox: &SandboxId) -> Result<Output, Failure> {
+    let Some(found) = spec::find(&context.pod, name) else {
+        return Err(config_error(format!("container {name} is no longer in the spec")));
+    };
+    let result = create_and_start(context, &found, attempt, sandbox).await;
+    if let Err(failed) = &result {
+        let text = format!("Error: {}", failed.message);
+        context.shared.event(&context.pod, Some(name), EventType::Warning, "Failed", text);
+    }
+    result
+}
+
+async fn create_and_start(
+    context: &Context,
+    found: &SpecContainer,
+    attempt: u32,
+    sandbox: &SandboxId,
+) -> Result<Output, Failure> {
+    let (shared, pod) = (&context.shared, &context.pod);
+    let name = found.container.name.as_str();
+    let id = create(context, found, attempt, sandbox).await?;
+    shared.event(pod, Some(name), EventType::Normal, "Created", "Container created".into());
+    if let Err(error) = shared.runtime.start_container(&id).await {
+        let view = shared.runtime.container_status(&id, sandbox.as_str()).await.ok();
+        return Err(Failure { reason: "RunContainerError", message: error.text(), container: view.map(Box::new) });
+    }
+    shared.event(pod, Some(name), EventType::Normal, "Started", "Container started".into());
+    let view = status(context, &id, sandbox).await?;
+    link_log(context, &view).await;
+    let hook = found.container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref());
+    if let Some(hook) = hook.filter(|_| matches!(found.role, Role::App | Role::Sidecar)) {
+        post_start(context, found, hook, &view, sandbox).await?;
+    }
+    Ok(Output::Container(Box::new(view)))
+}
+
+async fn status(context: &Context, id: &ContainerId, sandbox: &SandboxId) -> Result<ContainerView, Failure> {
+    match context.shared.runtime.container_status(id, sandbox.as_str()).await {
+        Ok(view) => Ok(message::with_message(view).await),
+        Err(error) => Err(Failure { reason: "RunContainerError", message: error.text(), container: None }),
+    }
+}
+
+async fn post_start(
+    context: &Context,
+    found: &SpecContainer,
+    hook: &k8s_openapi::api::core::v1::LifecycleHandler,
+    view: &ContainerView,
+    sandbox: &SandboxId,
+) -> Result<(), Failure> {
+    let Err(error) = hooks::run(context, &found.container, hook, &view.id).await else { return Ok(()) };
+    let name = found.container.name.as_str();
+    let text = format!("PostStartHook failed: {error}");
+    context.shared.event(&context.pod, Some(name), EventType::Warning, "FailedPostStartHook", text.clone());
+    let grace = spec::grace_seconds(&context.pod);
+    // The container is stopped and its end recorded; the restart policy decides about another try.
+    if let Err(error) = context.shared.runtime.stop_container(&view.id, grace).await {
+        tracing::warn!(container = %view.id, %error, "cannot stop a container whose postStart hook failed");
+    }
+    let container = status(context, &view.id, sandbox).await.ok().map(Box::new);
+    Err(Failure { reason: "PostStartHookError", message: text, container })
+}
+
+async fn create(
+    context: &Context,
+    found: &SpecContainer,
+    attempt: u32,
+    sandbox: &SandboxId,
+) -> Result<ContainerId, Failure> {
+    let (shared, pod) = (&context.shared, &context.pod);
+    let Some(image) = context.image.clone() else {
+        return Err(config_error("the image is not known yet"));
+    };
+    let env = environment(context, &found.container).await?;
+    let mounts = mounts(context, &found.container, attempt, &env).await?;
+    let inputs = Inputs {
+        attempt,
+        image_ref: image.reference,
+        image_user: image.user,
+        env,
+        mounts,
+        resources: shared.facilities.container_resources(pod, &found.container),
+        target: context.target.clone(),
+        security: &shared.settings.security,
+    };
+    let config = container_config(pod, found, inputs).map_err(config_error)?;
+    let parent = shared.facilities.ensure_cgroup(pod).await.map_err(config_error)?;
+    let sandbox_config = sandbox::config(context, context.sandbox.as_ref().map_or(0, |s| s.attempt), parent).await?;
+    let log = Path::new(&sandbox_config.log_directory).join(&found.container.name);
+    tokio::fs::create_dir_all(&log)
+        .await
+        .map_err(|error| config_error(format!("create log directory {}: {error}", log.display())))?;
+    match shared.runtime.create_container(sandbox, config, sandbox_config).await {
+        Ok(id) => Ok(id),
+        Err(error) => adopt(context, &found.container.name, attempt, sandbox, &error).await,
+    }
+}
+
+/// See the sandbox's `adopt`: a create whose answer was lost has made the container under a reserved name.
+async fn adopt(
+    context: &Context,
+    name: &str,
+    attempt: u32,
+    sandbox: &SandboxId,
+    error: &CriError,
+) -> Result<ContainerId, Failure> {
+    let failed = Failure { reason: "CreateContainerError", message: error.text(), container: None };
+    let Ok(runtime) = context.shared.runtime.inspect_pod(&context.uid).await else { return Err(failed) };
+    let made = runtime.containers.into_iter().find(|c| c.name == name && c.attempt == attempt && c.sandbox == *sandbox);
+    made.map(|c| c.id).ok_or(failed)
+}
+
+/// Fetches what the environment refers to and computes it.
+async fn environment(context: &Context, container: &Container) -> Result<Vec<(String, String)>, Failure> {
+    let (shared, pod) = (&context.shared, &context.pod);
+    let namespace = spec::key(pod).namespace;
+    let mut sources = Sources {
+        pod_ips: context.pod_ips.clone(),
+        host_ips: shared.host_ips.load().as_ref().clone(),
+        node_name: shared.settings.node_name.clone(),
+        allocatable: shared.facilities.allocatable(),
+        ..Sources::default()
+    };
+    if spec::host_network(pod) {
+        sources.pod_ips = sources.host_ips.clone();
+    }
+    for reference in env::object_refs(&namespace, container) {
+        match reference {
+            ObjectRef::ConfigMap(key) => {
+                if let Some(map) = found(shared.objects.config_map(&key).await)? {
+                    sources.config_maps.insert(key.name.to_string(), map);
+                }
+            }
+            ObjectRef::Secret(key) => {
+                if let Some(secret) = found(shared.objects.secret(&key).await)? {
+                    sources.secrets.insert(key.name.to_string(), secret);
+                }
+            }
+        }
+    }
+    sources.services = shared.objects.services(&namespace).await.map_err(config_error)?;
+    env::resolve(pod, container, &sources).map_err(|error: EnvError| config_error(error))
+}
+
+/// A missing object may be optional; every other trouble is a failure.
+fn found<T>(answer: Result<Arc<T>, ObjectError>) -> Result<Option<Arc<T>>, Failure> {
+    match answer {
+        Ok(object) => Ok(Some(object)),
+        Err(ObjectError::NotFound { .. }) => Ok(None),
+        Err(error @ ObjectError::Unavailable { .. }) => Err(config_error(error)),
+    }
+}
+
+/// The pull secrets of the pod that exist.
+pub(super) async fn pull_secrets(context: &Context) -> Vec<Arc<Secret>> {
+    let namespace = spec::key(&context.pod).namespace;
+    let mut secrets = Vec::new();
+    for reference in spec::spec(&context.pod).image_pull_secrets.iter().flatten() {
+        let key = ObjectKey::new(&namespace, &reference.name);
+        match context.shared.objects.secret(&key).await {
+            Ok(secret) => secrets.push(secret),
+            Err(error) => tracing::debug!(pod = %spec::key(&context.pod), %error, "image pull secret not used"),
+        }
+    }
+    secrets
+}
+
+/// Volume mounts, the hosts file and the termination log.
+async fn mounts(
+    context: &Context,
+    container: &Container,
+    attempt: u32,
+    env: &[(String, String)],
+) -> Result<Vec<cri::Mount>, Failure> {
+    let lookup: BTreeMap<&str, &str> = env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    let mut mounts = Vec::new();
+    for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
+        let Some(volume) = context.volumes.paths.get(&mount.name) else {
+            return Err(config_error(format!(
+                "volume \"{}\" of mount {} is not mounted",
+                mount.name, mount.mount_path
+            )));
+        };
+        let subpath = match (mount.sub_path.as_deref(), mount.sub_path_expr.as_deref()) {
+            (_, Some(expression)) if !expression.is_empty() => {
+                Some(expand_strictly(expression, &lookup).map_err(config_error)?)
+            }
+            (Some(path), _) if !path.is_empty() => Some(path.to_owned()),
+            _ => None,
+        };
+        let host_path = match subpath {
+            Some(path) => {
+                let subpath = SubPath {
+                    uid: context.uid.clone(),
+                    volume: mount.name.clone(),
+                    container: container.name.clone(),
+                    index,
+                    path,
+                };
+                context.shared.facilities.prepare_subpath(subpath).await.map_err(config_error)?
+            }
+            None => volume.clone(),
+        };
+        let read_only = mount.read_only == Some(true) || context.volumes.read_only.contains(&mount.name);
+        let mut wire = bind(&host_path, &mount.mount_path, read_only);
+        wire.set_propagation(propagation(mount.mount_propagation.as_deref()).map_err(config_error)?);
+        mounts.push(wire);
+    }
+    let mounted = |path: &str| container.volume_mounts.iter().flatten().any(|m| m.mount_path == path);
+    if !mounted(HOSTS_PATH) {
+        mounts.extend(hosts_mount(context).await?);
+    }
+    let path = container.termination_message_path.as_deref().unwrap_or(DEFAULT_TERMINATION_PATH);
+    if !path.is_empty() && !mounted(path) {
+        let file = context.shared.facilities.termination_log(&context.uid, &container.name, attempt).await;
+        mounts.push(bind(&file.map_err(config_error)?, path, false));
+    }
+    Ok(mounts)
+}
+
+fn bind(host_path: &Path, container_path: &str, readonly: bool) -> cri::Mount {
+    cri::Mount {
+        host_path: host_path.to_string_lossy().into_owned(),
+        container_path: container_path.to_owned(),
+        readonly,
+        ..Default::default()
+    }
+}
+
+fn propagation(mode: Option<&str>) -> Result<cri::MountPropagation, String> {
+    match mode {
+        None | Some("None") => Ok(cri::MountPropagation::PropagationPrivate),
+        Some("HostToContainer") => Ok(cri::MountPropagation::PropagationHostToContainer),
+        Some("Bidirectional") => Ok(cri::MountPropagation::PropagationBidirectional),
+        Some(other) => {
+            Err(format!("unknown mountPropagation \"{other}\"; allowed are None, HostToContainer, Bidirectional"))
+        }
+    }
+}
+
+/// `subPathExpr` may use only variables that exist.
+fn expand_strictly(expression: &str, variables: &BTreeMap<&str, &str>) -> Result<String, String> {
+    let unknown = std::cell::RefCell::new(Vec::new());
+    let text = expand::expand(expression, |name| {
+        let value = variables.get(name).copied();
+        if value.is_none() {
+            unknown.borrow_mut().push(name.to_owned());
+        }
+        value
+    });
+    let unknown = unknown.into_inner();
+    if unknown.is_empty() {
+        Ok(text)
+    } else {
+        Err(format!("subPathExpr \"{expression}\" refers to unknown variables: {}", unknown.join(", ")))
+    }
+}
+
+async fn hosts_mount(context: &Context) -> Result<Option<cri::Mount>, Failure> {
+    let (shared, pod) = (&context.shared, &context.pod);
+    let aliases = spec::spec(pod).host_aliases.as_deref().unwrap_or_default();
+    let text = if spec::host_network(pod) {
+        let node_hosts = tokio::fs::read_to_string(HOSTS_PATH).await.map_err(config_error)?;
+        hosts::host_network_hosts(&node_hosts, aliases)
+    } else {
+        let name = hosts::hostname(pod, &shared.settings.dns.cluster_domain).map_err(config_error)?;
+        hosts::pod_hosts(&context.pod_ips, &name, aliases)
+    };
+    let path = shared.facilities.write_etc_hosts(&context.uid, text).await.map_err(config_error)?;
+    Ok(Some(bind(&path, HOSTS_PATH, false)))
+}
+
+/// Name of the link below `/var/log/containers` through which log shippers find a container's log.
+fn link_name(pod: &k8s_openapi::api::core::v1::Pod, container: &str, id: &ContainerId) -> String {
+    let key = spec::key(pod);
+    format!("{}_{}_{container}-{id}.log", key.name, key.namespace)
+}
+
+async fn link_log(context: &Context, view: &ContainerView) {
+    let Some(dir) = &context.shared.settings.container_links else { return };
+    let link = dir.join(link_name(&context.pod, &view.name, &view.id));
+    if let Err(error) = tokio::fs::symlink(&view.log_path, &link).await
+        && error.kind() != std::io::ErrorKind::AlreadyExists
+    {
+        tracing::warn!(link = %link.display(), %error, "cannot link a container log");
+    }
+}
+
+/// Removes the link of a container's log.
+pub(super) async fn unlink_log(context: &Context, name: &str, id: &ContainerId) {
+    let Some(dir) = &context.shared.settings.container_links else { return };
+    let _ = tokio::fs::remove_file(dir.join(link_name(&context.pod, name, id))).await;
+}

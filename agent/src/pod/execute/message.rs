@@ -1,0 +1,106 @@
+//! Termination messages: what a container left to say.
+//!
+//! The file is written by the container, so it is opened without following symlinks and read to a limit.
+//! Source: "Determine the Reason for Pod Failure" of the Kubernetes documentation; limits are kubelet's.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+
+use crate::cri::{ContainerState, ContainerView, PodRuntime};
+
+/// Most of a termination message that is kept.
+const MAX_MESSAGE: u64 = 4096;
+/// Most of the log that stands in for a message.
+const MAX_LOG: u64 = 2048;
+const MAX_LOG_LINES: usize = 80;
+
+/// Adds the messages of all ended containers.
+pub async fn with_messages(mut runtime: PodRuntime) -> PodRuntime {
+    for container in &mut runtime.containers {
+        *container = with_message(container.clone()).await;
+    }
+    runtime
+}
+
+/// Adds the message of a container that has ended.
+pub(super) async fn with_message(container: ContainerView) -> ContainerView {
+    if !container.is_exited() {
+        return container;
+    }
+    let before = container.clone();
+    tokio::task::spawn_blocking(move || add(container)).await.unwrap_or(before)
+}
+
+fn add(mut container: ContainerView) -> ContainerView {
+    let (path, log_path) = (container.termination_message.clone(), container.log_path.clone());
+    let to_logs = container.message_falls_back_to_logs;
+    if let ContainerState::Exited { exit_code, message, .. } = &mut container.state {
+        let mut text = path.and_then(|path| read_head(&path)).unwrap_or_default();
+        if text.is_empty() && to_logs && *exit_code != 0 {
+            text = read_log_tail(&log_path).unwrap_or_default();
+        }
+        if !text.is_empty() {
+            *message = if message.is_empty() { text } else { format!("{message}: {text}") };
+        }
+    }
+    container
+}
+
+fn open(path: &str) -> Option<File> {
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path).ok()?;
+    file.metadata().ok()?.is_file().then_some(file)
+}
+
+fn read_head(path: &str) -> Option<String> {
+    let mut bytes = Vec::new();
+    open(path)?.take(MAX_MESSAGE).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The last lines of a log in CRI format, without time and stream.
+fn read_log_tail(path: &str) -> Option<String> {
+    let mut file = open(path)?;
+    let length = file.metadata().ok()?.len();
+    // A CRI line carries about 40 bytes of its own; four times the limit holds enough of them for short lines too.
+    file.seek(SeekFrom::Start(length.saturating_sub(4 * MAX_LOG))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(4 * MAX_LOG).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
+    let tail = lines[lines.len().saturating_sub(MAX_LOG_LINES)..].join("\n");
+    let mut start = tail.len().saturating_sub(usize::try_from(MAX_LOG).unwrap_or(usize::MAX));
+    while !tail.is_char_boundary(start) {
+        start += 1;
+    }
+    let tail = &tail[start..];
+    Some(if tail.is_empty() { String::new() } else { format!("{tail}\n") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_termination_message_that_is_a_symlink_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (secret, link) = (dir.path().join("secret"), dir.path().join("link"));
+        std::fs::write(&secret, "s3cret").unwrap();
+        std::os::unix::fs::symlink(&secret, &link).unwrap();
+        assert_eq!(read_head(secret.to_str().unwrap()).as_deref(), Some("s3cret"));
+        assert_eq!(read_head(link.to_str().unwrap()), None);
+    }
+
+    #[test]
+    fn a_long_message_and_a_long_log_are_cut_to_their_limits() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m");
+        std::fs::write(&path, "x".repeat(10_000)).unwrap();
+        assert_eq!(read_head(path.to_str().unwrap()).unwrap().len(), 4096);
+        let log: String = (0..500).map(|n| format!("2026-01-01T00:00:00.0Z stdout F line {n}\n")).collect();
+        std::fs::write(&path, log).unwrap();
+        let tail = read_log_tail(path.to_str().unwrap()).unwrap();
+        assert!(tail.ends_with("line 499\n") && tail.lines().count() == 80, "{tail}");
+    }
+}

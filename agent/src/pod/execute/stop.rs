@@ -1,0 +1,120 @@
+//! Stopping containers and removing what a pod leaves.
+
+use std::time::{Duration, Instant};
+
+use super::{Context, Output, container, failure, hooks, message};
+use crate::event::EventType;
+use crate::ids::ContainerId;
+use crate::pod::action::{Failure, KillReason};
+use crate::pod::sandbox_config::log_directory_name;
+use crate::pod::spec;
+
+/// Least time that a container has after its preStop hook, however long that took.
+const MIN_GRACE_SECONDS: i64 = 2;
+
+/// Runs the preStop hook and stops a container within its grace period.
+pub(super) async fn kill(
+    context: &Context,
+    id: &ContainerId,
+    name: &str,
+    grace_seconds: i64,
+    reason: &KillReason,
+) -> Result<Output, Failure> {
+    let (shared, pod) = (&context.shared, &context.pod);
+    let text = match reason {
+        KillReason::PodTerminating => format!("Stopping container {name}"),
+        KillReason::Probe(text) => text.clone(),
+        KillReason::DefinitionChanged => format!("Container {name} definition changed, will be restarted"),
+        KillReason::SandboxGone => format!("Stopping container {name}: its pod sandbox has changed"),
+    };
+    shared.event(pod, Some(name), EventType::Normal, "Killing", text);
+    let grace = grace_seconds - pre_stop(context, id, name, grace_seconds).await;
+    // A pod that is deleted with no grace at all gets none; everything else gets its moment after TERM.
+    let grace = if grace_seconds > 0 { grace.max(MIN_GRACE_SECONDS.min(grace_seconds)) } else { 0 };
+    shared.runtime.stop_container(id, grace).await.map_err(|e| failure("FailedKillPod", &e))?;
+    let sandbox = context.stopping.as_ref().map_or("", |c| c.sandbox.as_str());
+    match shared.runtime.container_status(id, sandbox).await {
+        Ok(view) => Ok(Output::Container(Box::new(message::with_message(view).await))),
+        Err(error) if error.is_not_found() => Ok(Output::ContainerRemoved(id.clone())),
+        Err(error) => Err(failure("FailedKillPod", &error)),
+    }
+}
+
+/// Runs the preStop hook, at most for the grace period; answers the seconds that it took.
+async fn pre_stop(context: &Context, id: &ContainerId, name: &str, grace_seconds: i64) -> i64 {
+    let Some(found) = spec::find(&context.pod, name) else { return 0 };
+    let Some(hook) = found.container.lifecycle.as_ref().and_then(|l| l.pre_stop.clone()) else { return 0 };
+    if grace_seconds <= 0 {
+        return 0;
+    }
+    let began = Instant::now();
+    let limit = Duration::from_secs(grace_seconds.unsigned_abs());
+    let outcome = tokio::time::timeout(limit, hooks::run(context, &found.container, &hook, id)).await;
+    let problem = match outcome {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(format!("PreStopHook failed: {error}")),
+        Err(_) => Some(format!("PreStopHook did not end within the grace period of {grace_seconds}s")),
+    };
+    if let Some(text) = problem {
+        context.shared.event(&context.pod, Some(name), EventType::Warning, "FailedPreStopHook", text);
+    }
+    i64::try_from(began.elapsed().as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Removes a dead container and its log files, of which each attempt has its own.
+pub(super) async fn remove_container(context: &Context, id: ContainerId) -> Result<Output, Failure> {
+    context.shared.runtime.remove_container(&id).await.map_err(|e| failure("FailedSync", &e))?;
+    if let Some(view) = &context.stopping {
+        container::unlink_log(context, &view.name, &id).await;
+        if !view.log_path.is_empty() {
+            let _ = tokio::fs::remove_file(&view.log_path).await;
+        }
+    }
+    Ok(Output::ContainerRemoved(id))
+}
+
+/// Removes volumes, then the cgroup.
+pub(super) async fn release(context: &Context) -> Result<Output, Failure> {
+    let failed = |message: String| Failure { reason: "FailedKillPod", message, container: None };
+    let (shared, pod) = (&context.shared, &context.pod);
+    let volumes = shared.facilities.remove_volumes(&context.uid).await;
+    // The cgroup goes also when a volume does not: they have nothing to do with each other.
+    let cgroup = shared.facilities.remove_cgroup(pod).await;
+    volumes.map_err(failed)?;
+    cgroup.map_err(failed)?;
+    shared.objects.unregister(&context.uid);
+    Ok(Output::Done)
+}
+
+/// Removes the pod's log directory and the links to its logs.
+pub(super) async fn remove_logs(context: &Context) -> Result<Output, Failure> {
+    let settings = &context.shared.settings;
+    let directory = settings.log_dir.join(log_directory_name(&context.pod));
+    let key = spec::key(&context.pod);
+    let links = settings.container_links.clone();
+    let prefix = format!("{}_{}_", key.name, key.namespace);
+    let removed = tokio::task::spawn_blocking(move || {
+        if let Some(links) = links {
+            remove_links(&links, &prefix, &directory);
+        }
+        match std::fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(format!("remove log directory {}: {error}", directory.display()))
+            }
+            _ => Ok(()),
+        }
+    });
+    let outcome = removed.await.unwrap_or_else(|error| Err(error.to_string()));
+    outcome.map(|()| Output::Done).map_err(|message| Failure { reason: "FailedSync", message, container: None })
+}
+
+/// Removes links that point into `directory`; a pod of the same name may have links of its own.
+fn remove_links(links: &std::path::Path, prefix: &str, directory: &std::path::Path) {
+    for entry in std::fs::read_dir(links).into_iter().flatten().flatten() {
+        let ours = entry.file_name().to_string_lossy().starts_with(prefix)
+            && std::fs::read_link(entry.path()).is_ok_and(|target| target.starts_with(directory));
+        if ours {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}

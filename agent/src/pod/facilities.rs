@@ -1,0 +1,118 @@
+//! What the pod domain needs of the rest of the agent.
+//!
+//! Traits, so that workers are tested without mounts, cgroups and probes, and so that the domains meet only through plain
+//! data. `app` implements them over `volume`, `cgroup`, `probe` and whatever takes statuses.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
+use nodelet_proto::cri;
+
+use super::view::ProbeView;
+use crate::cri::{ContainerView, Nanos};
+use crate::ids::{ContainerId, PodUid};
+use crate::objects::ObjectRef;
+use crate::quantity::Quantity;
+
+/// The volumes of a pod that are in place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodVolumes {
+    /// Where each volume is on the host, by volume name.
+    pub paths: BTreeMap<String, PathBuf>,
+    /// Volumes that containers may only read, whatever their spec says: the agent writes them.
+    pub read_only: BTreeSet<String>,
+    /// When something in them has to be renewed (a token).
+    pub refresh_at: Option<Nanos>,
+}
+
+/// A subPath of a volume that one container mounts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubPath {
+    /// The pod.
+    pub uid: PodUid,
+    /// The volume.
+    pub volume: String,
+    /// The container.
+    pub container: String,
+    /// Index of the mount in the container's list.
+    pub index: usize,
+    /// Path below the volume, already expanded.
+    pub path: String,
+}
+
+/// Volumes, pod directories and cgroups. Errors are texts for events; they name what they are about.
+pub trait Facilities: Send + Sync + 'static {
+    /// Makes the pod's directory and volumes, or brings them up to date. Idempotent.
+    fn ensure_volumes<'a>(&'a self, pod: &'a Arc<Pod>) -> BoxFuture<'a, Result<PodVolumes, String>>;
+    /// Makes a subPath safe to mount and answers its host path.
+    fn prepare_subpath(&self, subpath: SubPath) -> BoxFuture<'_, Result<PathBuf, String>>;
+    /// Writes the pod's hosts file.
+    fn write_etc_hosts<'a>(&'a self, uid: &'a PodUid, text: String) -> BoxFuture<'a, Result<PathBuf, String>>;
+    /// Makes the file that a container's termination message is mounted from.
+    fn termination_log<'a>(
+        &'a self,
+        uid: &'a PodUid,
+        container: &'a str,
+        attempt: u32,
+    ) -> BoxFuture<'a, Result<PathBuf, String>>;
+    /// Removes volumes and the pod's directory. Idempotent.
+    fn remove_volumes<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, Result<(), String>>;
+    /// ConfigMaps and Secrets that the pod's volumes refer to.
+    fn volume_refs(&self, pod: &Pod) -> Vec<ObjectRef>;
+
+    /// Creates the pod's cgroup and answers the parent that the runtime is told.
+    fn ensure_cgroup<'a>(&'a self, pod: &'a Arc<Pod>) -> BoxFuture<'a, Result<String, String>>;
+    /// Removes the pod's cgroup and kills what is left in it. Idempotent.
+    fn remove_cgroup<'a>(&'a self, pod: &'a Arc<Pod>) -> BoxFuture<'a, Result<(), String>>;
+    /// Resources of a container in kernel terms.
+    fn container_resources(&self, pod: &Pod, container: &Container) -> cri::LinuxContainerResources;
+    /// Sum of a pod's resources and its overhead, for the sandbox.
+    fn sandbox_resources(
+        &self,
+        pod: &Pod,
+    ) -> (Option<cri::LinuxContainerResources>, Option<cri::LinuxContainerResources>);
+    /// QoS class of a pod.
+    fn qos_class(&self, pod: &Pod) -> &'static str;
+    /// What the node can give to pods.
+    fn allocatable(&self) -> BTreeMap<String, Quantity>;
+}
+
+/// A running container whose probes are to run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProbeTarget {
+    /// Its name.
+    pub name: String,
+    /// Its id; a new id starts all probes afresh.
+    pub id: ContainerId,
+    /// When it was started.
+    pub started_at: Nanos,
+}
+
+/// The prober.
+pub trait Probes: Send + Sync + 'static {
+    /// Runs the probes of exactly these containers. Idempotent.
+    fn ensure(&self, pod: &Arc<Pod>, pod_ips: &[String], running: Vec<ProbeTarget>);
+    /// Ends all probes of a pod.
+    fn remove(&self, uid: &PodUid);
+    /// What the probes of a container say now.
+    fn view(&self, pod: &Pod, container: &ContainerView) -> ProbeView;
+    /// Tells what was known of an adopted container before the agent restarted, so that nothing flips.
+    fn seed(&self, pod: &Arc<Pod>, container: &ContainerView, started: bool, ready: bool);
+}
+
+/// Takes statuses: the API server, the local endpoints, people's views.
+pub trait StatusSink: Send + Sync + 'static {
+    /// A new status. The newest wins.
+    fn publish(&self, pod: &Arc<Pod>, status: &Arc<PodStatus>);
+    /// The pod is stopped: write its last status, then delete it at the API server.
+    fn finish<'a>(&'a self, pod: &'a Arc<Pod>, status: &'a Arc<PodStatus>) -> BoxFuture<'a, Result<(), String>>;
+    /// Nothing of the pod is left.
+    fn forget(&self, uid: &PodUid);
+    /// Every pod that ran when the agent started has published a status once.
+    fn synced(&self) {}
+    /// The pod begins to stop: take its addresses out of the node's own rules before its containers hear of it.
+    fn terminating(&self, pod: &Arc<Pod>, status: &Arc<PodStatus>);
+}

@@ -1,0 +1,286 @@
+//! The pod manager: one worker for each pod, and every message to the worker that it concerns.
+//!
+//! It also decides what is nobody's: pods that only the runtime knows are stopped, but only after every source has
+//! delivered once, because until then absence says nothing.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::mpsc;
+use tokio::task::{Id, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::journal::Record;
+use super::shared::Shared;
+use super::spec;
+use super::worker::{self, Message, Start};
+use crate::cri::{PodIdentity, RuntimeEvent};
+use crate::ids::PodUid;
+use crate::source::{SourceName, SourceUpdate};
+
+/// The full check that finds what lost events would have told: every five minutes, jittered by up to a fifth so that
+/// nodes do not move in step.
+const RELIST: Duration = Duration::from_secs(300);
+
+/// What the manager listens to.
+pub struct Inputs {
+    /// Desired pods.
+    pub sources: mpsc::UnboundedReceiver<SourceUpdate>,
+    /// Runtime events.
+    pub runtime: mpsc::Receiver<RuntimeEvent>,
+    /// Pods whose probe results changed.
+    pub probes: mpsc::UnboundedReceiver<PodUid>,
+    /// Pods whose objects changed.
+    pub objects: mpsc::UnboundedReceiver<PodUid>,
+    /// Pods that have published a status for the first time.
+    pub announced: mpsc::UnboundedReceiver<PodUid>,
+    /// The node changed.
+    pub node: mpsc::Receiver<()>,
+}
+
+struct Handle {
+    tx: mpsc::UnboundedSender<Message>,
+    source: SourceName,
+    wanted: bool,
+    /// A pod of this UID that came back while the old one was still being stopped.
+    successor: Option<(SourceName, Arc<Pod>)>,
+}
+
+/// The manager's state.
+pub struct Manager {
+    shared: Arc<Shared>,
+    workers: HashMap<PodUid, Handle>,
+    tasks: JoinSet<bool>,
+    task_pods: HashMap<Id, PodUid>,
+    /// Container and sandbox ids, for events that do not name the pod.
+    ids: HashMap<String, PodUid>,
+    awaited: BTreeSet<SourceName>,
+    /// Pods of the start that have not published yet; `None` once the sink was told that all have.
+    silent: Option<BTreeSet<PodUid>>,
+}
+
+impl Manager {
+    /// A manager that waits for these sources before it calls anything nobody's.
+    pub fn new(shared: Arc<Shared>, sources: BTreeSet<SourceName>) -> Self {
+        Self {
+            shared,
+            workers: HashMap::new(),
+            tasks: JoinSet::new(),
+            task_pods: HashMap::new(),
+            ids: HashMap::new(),
+            awaited: sources,
+            silent: Some(BTreeSet::new()),
+        }
+    }
+
+    /// Runs until shutdown. Workers are then dropped where they are: everything that matters is written down.
+    pub async fn run(mut self, mut inputs: Inputs, shutdown: CancellationToken) {
+        for record in self.shared.journal.load() {
+            self.resume(record);
+        }
+        let mut relist = Box::pin(tokio::time::sleep(jittered(RELIST)));
+        loop {
+            tokio::select! {
+                // All arms are cancel-safe: channel receives, join_next and a pinned sleep lose nothing.
+                () = shutdown.cancelled() => return,
+                Some(update) = inputs.sources.recv() => self.take_source(update).await,
+                Some(event) = inputs.runtime.recv() => self.take_event(event).await,
+                Some(uid) = inputs.probes.recv() => self.tell(&uid, Message::Probe),
+                Some(uid) = inputs.objects.recv() => self.tell(&uid, Message::Objects),
+                Some(uid) = inputs.announced.recv() => self.heard_of(&uid),
+                Some(()) = inputs.node.recv() => self.tell_all(&Message::Node),
+                Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.take_end(ended),
+                () = &mut relist => {
+                    relist = Box::pin(tokio::time::sleep(jittered(RELIST)));
+                    self.tell_all(&Message::Resync);
+                    self.find_orphans().await;
+                }
+            }
+        }
+    }
+
+    /// Goes on with a pod that an earlier agent wrote down. Its source confirms or drops it when it has synced.
+    fn resume(&mut self, record: Record) {
+        let (source, pod) = (record.source, Arc::new(record.pod.clone()));
+        if !self.workers.contains_key(&spec::uid(&pod)) {
+            self.spawn(Start { source, pod, record: Some(record), wanted: true });
+        }
+    }
+
+    fn spawn(&mut self, start: Start) {
+        let uid = spec::uid(&start.pod);
+        let (tx, rx) = mpsc::unbounded_channel();
+        let handle = Handle { tx, source: start.source, wanted: start.wanted, successor: None };
+        tracing::info!(pod = %spec::key(&start.pod), pod_uid = %uid, source = ?start.source, wanted = start.wanted, "pod worker starts");
+        let task = self.tasks.spawn(worker::run(self.shared.clone(), start, rx));
+        self.task_pods.insert(task.id(), uid.clone());
+        if let Some(silent) = &mut self.silent {
+            silent.insert(uid.clone());
+        }
+        self.workers.insert(uid, handle);
+    }
+
+    async fn take_source(&mut self, update: SourceUpdate) {
+        match update {
+            SourceUpdate::Upsert(source, pod) => self.upsert(source, pod),
+            SourceUpdate::Remove(source, uid) => self.drop_pod(source, &uid),
+            SourceUpdate::Synced(source, named) => {
+                let gone: Vec<PodUid> = self
+                    .workers
+                    .iter()
+                    .filter(|(uid, handle)| handle.source == source && handle.wanted && !named.contains(*uid))
+                    .map(|(uid, _)| uid.clone())
+                    .collect();
+                for uid in gone {
+                    self.drop_pod(source, &uid);
+                }
+                if self.awaited.remove(&source) && self.awaited.is_empty() {
+                    self.check_silence();
+                    self.find_orphans().await;
+                }
+            }
+        }
+    }
+
+    /// Tells the sink when every pod that was there at the start has spoken, so that nobody takes silence for absence.
+    fn heard_of(&mut self, uid: &PodUid) {
+        if let Some(silent) = &mut self.silent {
+            silent.remove(uid);
+            self.check_silence();
+        }
+    }
+
+    fn check_silence(&mut self) {
+        if self.awaited.is_empty() && self.silent.as_ref().is_some_and(BTreeSet::is_empty) {
+            self.silent = None;
+            self.shared.sink.synced();
+        }
+    }
+
+    fn upsert(&mut self, source: SourceName, pod: Arc<Pod>) {
+        let uid = spec::uid(&pod);
+        match self.workers.get_mut(&uid) {
+            Some(handle) if !handle.wanted => handle.successor = Some((source, pod)),
+            Some(handle) => {
+                handle.source = source;
+                // The worker ends only by itself; a closed channel means that its end is about to be taken.
+                if handle.tx.send(Message::Desired(source, pod.clone())).is_err() {
+                    handle.successor = Some((source, pod));
+                }
+            }
+            None => self.spawn(Start { source, pod, record: None, wanted: true }),
+        }
+    }
+
+    fn drop_pod(&mut self, source: SourceName, uid: &PodUid) {
+        if let Some(handle) = self.workers.get_mut(uid).filter(|h| h.source == source) {
+            handle.wanted = false;
+            handle.successor = None;
+            let _ = handle.tx.send(Message::Unwanted);
+        }
+    }
+
+    async fn take_event(&mut self, event: RuntimeEvent) {
+        match event {
+            RuntimeEvent::Changed { pod, id, kind } => {
+                let pod = match pod.or_else(|| self.ids.get(&id).cloned()) {
+                    Some(pod) => pod,
+                    None => {
+                        self.learn_ids().await;
+                        let Some(pod) = self.ids.get(&id).cloned() else { return };
+                        pod
+                    }
+                };
+                self.tell(&pod, Message::Runtime(id, kind));
+            }
+            RuntimeEvent::Resync => {
+                self.tell_all(&Message::Resync);
+                if self.awaited.is_empty() {
+                    self.find_orphans().await;
+                }
+            }
+            RuntimeEvent::Lost(_) => {}
+        }
+    }
+
+    /// Learns which pod each id belongs to; needed only where events do not say (containerd 1.6).
+    async fn learn_ids(&mut self) {
+        match self.shared.runtime.list_pods().await {
+            Ok(pods) => {
+                let pairs =
+                    pods.into_iter().flat_map(|(uid, pod)| pod.ids.into_iter().map(move |id| (id, uid.clone())));
+                self.ids = pairs.collect();
+            }
+            Err(error) => tracing::debug!(%error, "cannot list pods to place an event"),
+        }
+    }
+
+    /// Stops pods that the runtime knows and no source names.
+    async fn find_orphans(&mut self) {
+        if !self.awaited.is_empty() {
+            return;
+        }
+        match self.shared.runtime.list_pods().await {
+            Ok(pods) => {
+                let unknown = pods.into_values().filter(|pod| !self.workers.contains_key(&pod.identity.uid));
+                for pod in unknown.collect::<Vec<_>>() {
+                    let orphan = Arc::new(orphan_pod(&pod.identity));
+                    self.spawn(Start { source: SourceName::Api, pod: orphan, record: None, wanted: false });
+                }
+            }
+            Err(error) => tracing::warn!(%error, "cannot look for pods that nobody wants; trying again later"),
+        }
+    }
+
+    fn tell(&self, uid: &PodUid, message: Message) {
+        if let Some(handle) = self.workers.get(uid) {
+            let _ = handle.tx.send(message);
+        }
+    }
+
+    fn tell_all(&self, message: &Message) {
+        for handle in self.workers.values() {
+            let _ = handle.tx.send(message.clone());
+        }
+    }
+
+    fn take_end(&mut self, ended: Result<(Id, bool), tokio::task::JoinError>) {
+        let (id, panicked) = match &ended {
+            Ok((id, _)) => (*id, false),
+            Err(error) => {
+                tracing::error!(%error, "a pod worker panicked; it is started again from its record");
+                (error.id(), true)
+            }
+        };
+        let Some(uid) = self.task_pods.remove(&id) else { return };
+        let Some(handle) = self.workers.remove(&uid) else { return };
+        self.ids.retain(|_, pod| *pod != uid);
+        self.heard_of(&uid);
+        tracing::info!(pod_uid = %uid, "pod worker ended");
+        if let Some((source, pod)) = handle.successor {
+            self.spawn(Start { source, pod, record: None, wanted: true });
+        } else if panicked {
+            let record = self.shared.journal.load().into_iter().find(|record| spec::uid(&record.pod) == uid);
+            if let Some(record) = record {
+                self.resume(record);
+            }
+        }
+    }
+}
+
+/// As much of a pod as the labels in the runtime tell.
+fn orphan_pod(identity: &PodIdentity) -> Pod {
+    let mut pod = Pod::default();
+    pod.metadata.name = Some(identity.name.clone());
+    pod.metadata.namespace = Some(identity.namespace.clone());
+    pod.metadata.uid = Some(identity.uid.to_string());
+    pod
+}
+
+fn jittered(period: Duration) -> Duration {
+    use std::hash::{BuildHasher, Hasher};
+    let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
+    period + period.mul_f64((random % 1000) as f64 / 5000.0)
+}

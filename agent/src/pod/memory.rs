@@ -1,0 +1,271 @@
+//! What a worker remembers of its pod between plans, besides what the runtime knows. Pure.
+//!
+//! Everything here is either rebuilt after a restart of the agent (crash back-off from restart counts, volumes by
+//! ensuring them again) or a failure that may as well be found again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::action::{Failed, Failure, OpKey, Output};
+use super::lifecycle::SECOND;
+use crate::cri::{ContainerState, ContainerView, Nanos, PodRuntime};
+use crate::ids::SandboxId;
+
+/// Something that has to be done once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Step {
+    /// Not done yet.
+    #[default]
+    Todo,
+    /// Done.
+    Done,
+    /// Tried and failed.
+    Failed(Failed),
+}
+
+impl Step {
+    /// Whether it is done.
+    pub fn is_done(&self) -> bool {
+        matches!(self, Self::Done)
+    }
+
+    /// Whether it is to be tried now.
+    pub fn is_due(&self, now: Nanos) -> bool {
+        match self {
+            Self::Todo => true,
+            Self::Done => false,
+            Self::Failed(failed) => failed.retry_at <= now,
+        }
+    }
+
+    /// The failure, when that is where it stands.
+    pub fn failure(&self) -> Option<&Failed> {
+        match self {
+            Self::Failed(failed) => Some(failed),
+            Self::Todo | Self::Done => None,
+        }
+    }
+}
+
+/// Limits of an exponential back-off.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// First delay.
+    pub initial: Nanos,
+    /// Largest delay.
+    pub max: Nanos,
+}
+
+/// Back-off of operations on the pod as a whole: kubelet's `backOffPeriod` is 10 s flat; starting at 500 ms gets past
+/// short troubles sooner and ends at the same rate.
+pub const POD_BACKOFF: Limits = Limits { initial: SECOND / 2, max: 10 * SECOND };
+/// Back-off of images and container starts: kubelet's 10 s to 300 s.
+pub const CONTAINER_BACKOFF: Limits = Limits { initial: 10 * SECOND, max: 300 * SECOND };
+
+/// What is remembered of one container name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContainerMemory {
+    /// Whether its image is on the node.
+    pub image: Step,
+    /// The last start that failed.
+    pub start: Option<Failed>,
+    /// Delay before the next restart after a crash, and when that delay was set. 0 means none so far.
+    pub crash_delay: Nanos,
+    /// When `crash_delay` was last raised.
+    pub crash_updated: Nanos,
+}
+
+/// What is remembered of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Whether the runtime has been looked at since the agent started; nothing is decided before.
+    pub observed: bool,
+    /// Directory and volumes.
+    pub volumes: Step,
+    /// The sandbox creation that failed last.
+    pub sandbox: Step,
+    /// Sandboxes that were stopped, networks torn down included.
+    pub stopped: BTreeSet<SandboxId>,
+    /// By container name.
+    pub containers: BTreeMap<String, ContainerMemory>,
+    /// Failures of stops and removals, by operation.
+    pub cleanup: BTreeMap<OpKey, Failed>,
+    /// Volumes and cgroup are gone.
+    pub released: Step,
+    /// The API server was asked to forget the pod.
+    pub deletion: Step,
+    /// The log directory is gone.
+    pub logs: Step,
+    /// Largest delay of the crash back-off; `crashLoopBackOff.maxContainerRestartPeriod`.
+    pub max_crash_delay: Option<Nanos>,
+}
+
+impl Memory {
+    /// What is remembered of a container.
+    pub fn container(&mut self, name: &str) -> &mut ContainerMemory {
+        if !self.containers.contains_key(name) {
+            self.containers.insert(name.to_owned(), ContainerMemory::default());
+        }
+        self.containers.get_mut(name).expect("inserted above when it was missing")
+    }
+
+    /// Folds the outcome of an operation into memory and into the view of the runtime.
+    pub fn record(&mut self, key: OpKey, outcome: Result<Output, Failure>, runtime: &mut PodRuntime, now: Nanos) {
+        match outcome {
+            Ok(output) => {
+                self.succeed(&key);
+                apply(runtime, &mut self.stopped, output);
+                self.observed = true;
+            }
+            Err(failure) => {
+                if let Some(container) = failure.container.clone() {
+                    apply(runtime, &mut self.stopped, Output::Container(container));
+                }
+                self.fail(key, failure, now);
+            }
+        }
+    }
+
+    fn succeed(&mut self, key: &OpKey) {
+        match key {
+            OpKey::Kill(id, _) => self.cleanup.retain(|other, _| !matches!(other, OpKey::Kill(o, _) if o == id)),
+            other => drop(self.cleanup.remove(other)),
+        }
+        match key {
+            OpKey::Volumes => self.volumes = Step::Done,
+            OpKey::Sandbox => self.sandbox = Step::Done,
+            OpKey::Image(name) => self.container(name).image = Step::Done,
+            OpKey::Start(name) => {
+                let container = self.container(name);
+                container.start = None;
+                // Each start decides again whether the image is there: `Always` asks the registry every time.
+                container.image = Step::Todo;
+            }
+            OpKey::Release => self.released = Step::Done,
+            OpKey::FinishDeletion => self.deletion = Step::Done,
+            OpKey::RemoveLogs => self.logs = Step::Done,
+            OpKey::Inspect
+            | OpKey::Kill(..)
+            | OpKey::StopSandbox(_)
+            | OpKey::RemoveSandbox(_)
+            | OpKey::RemoveContainer(_) => {}
+        }
+    }
+
+    fn fail(&mut self, key: OpKey, failure: Failure, now: Nanos) {
+        match key {
+            OpKey::Volumes => self.volumes = Step::Failed(again(self.volumes.failure(), failure, POD_BACKOFF, now)),
+            OpKey::Sandbox => self.sandbox = Step::Failed(again(self.sandbox.failure(), failure, POD_BACKOFF, now)),
+            OpKey::Image(name) => {
+                let container = self.container(&name);
+                container.image = Step::Failed(again(container.image.failure(), failure, CONTAINER_BACKOFF, now));
+            }
+            OpKey::Start(name) => {
+                let container = self.container(&name);
+                // A missing ConfigMap is retried like a pod-level trouble: it ends when somebody creates it.
+                let limits =
+                    if failure.reason == "CreateContainerConfigError" { POD_BACKOFF } else { CONTAINER_BACKOFF };
+                container.start = Some(again(container.start.as_ref(), failure, limits, now));
+                container.image = Step::Todo;
+            }
+            OpKey::Release => self.released = Step::Failed(again(self.released.failure(), failure, POD_BACKOFF, now)),
+            OpKey::FinishDeletion => {
+                self.deletion = Step::Failed(again(self.deletion.failure(), failure, POD_BACKOFF, now));
+            }
+            OpKey::RemoveLogs => self.logs = Step::Failed(again(self.logs.failure(), failure, POD_BACKOFF, now)),
+            OpKey::Inspect
+            | OpKey::Kill(..)
+            | OpKey::StopSandbox(_)
+            | OpKey::RemoveSandbox(_)
+            | OpKey::RemoveContainer(_) => {
+                let failed = again(self.cleanup.get(&key), failure, POD_BACKOFF, now);
+                self.cleanup.insert(key, failed);
+            }
+        }
+    }
+
+    /// Whether an operation of the stopping kind may be tried now.
+    pub fn cleanup_due(&self, key: &OpKey, now: Nanos) -> bool {
+        self.cleanup.get(key).is_none_or(|failed| failed.retry_at <= now)
+    }
+
+    /// When a container that ended at `finished_at` may run again, by the crash back-off; raises the delay for the next
+    /// time when it is due now.
+    ///
+    /// The first restart is immediate, then 10 s, 20 s, ... up to 300 s; a run of twice the largest delay starts over.
+    /// Source: `doBackOff` of kubelet and client-go's `flowcontrol.Backoff`.
+    pub fn crash_retry_at(&self, name: &str, finished_at: Nanos) -> Nanos {
+        let Some(memory) = self.containers.get(name) else { return 0 };
+        let max = self.max_crash_delay.unwrap_or(CONTAINER_BACKOFF.max);
+        if memory.crash_delay == 0 || finished_at - memory.crash_updated > 2 * max {
+            return 0;
+        }
+        finished_at + memory.crash_delay
+    }
+
+    /// Notes that a container that ended at `finished_at` is being restarted.
+    pub fn note_restart(&mut self, name: &str, finished_at: Nanos, now: Nanos) {
+        let max = self.max_crash_delay.unwrap_or(CONTAINER_BACKOFF.max);
+        let memory = self.container(name);
+        let stale = memory.crash_delay == 0 || finished_at - memory.crash_updated > 2 * max;
+        memory.crash_delay = if stale { CONTAINER_BACKOFF.initial.min(max) } else { (memory.crash_delay * 2).min(max) };
+        memory.crash_updated = now;
+    }
+
+    /// Rebuilds the crash back-off of adopted containers, so that a restart of the agent neither forgives nor punishes.
+    pub fn seed_crash_backoff(&mut self, runtime: &PodRuntime) {
+        let max = self.max_crash_delay.unwrap_or(CONTAINER_BACKOFF.max);
+        let restarted: Vec<(String, u32, Nanos)> = runtime
+            .containers
+            .iter()
+            .filter(|c| c.attempt > 0 && runtime.latest(&c.name).is_some_and(|latest| latest.id == c.id))
+            .map(|c| (c.name.clone(), c.attempt, c.created_at))
+            .collect();
+        for (name, attempt, created_at) in restarted {
+            let doublings = attempt.saturating_sub(1).min(16);
+            let memory = self.container(&name);
+            memory.crash_delay = (CONTAINER_BACKOFF.initial << doublings).min(max);
+            memory.crash_updated = created_at;
+        }
+    }
+}
+
+fn again(before: Option<&Failed>, failure: Failure, limits: Limits, now: Nanos) -> Failed {
+    let delay = before.map_or(limits.initial, |failed| (failed.delay * 2).min(limits.max));
+    Failed { reason: failure.reason, message: failure.message, retry_at: now + delay, delay }
+}
+
+/// Brings the view of the runtime up to date.
+fn apply(runtime: &mut PodRuntime, stopped: &mut BTreeSet<SandboxId>, output: Output) {
+    match output {
+        Output::Inspected(view) => *runtime = view,
+        Output::Sandbox(sandbox) => {
+            runtime.sandboxes.retain(|s| s.id != sandbox.id);
+            runtime.sandboxes.push(sandbox);
+        }
+        Output::Container(container) => {
+            runtime.containers.retain(|c| c.id != container.id);
+            runtime.containers.push(*container);
+        }
+        Output::SandboxStopped(id) => {
+            for sandbox in runtime.sandboxes.iter_mut().filter(|s| s.id == id) {
+                sandbox.ready = false;
+            }
+            stopped.insert(id);
+        }
+        Output::SandboxRemoved(id) => {
+            runtime.sandboxes.retain(|s| s.id != id);
+            runtime.containers.retain(|c| c.sandbox != id);
+        }
+        Output::ContainerRemoved(id) => runtime.containers.retain(|c| c.id != id),
+        Output::Done => {}
+    }
+    runtime.sort();
+}
+
+/// When a container's process ended; 0 when it has not.
+pub fn finished_at(container: &ContainerView) -> Nanos {
+    match container.state {
+        ContainerState::Exited { finished_at, .. } => finished_at,
+        ContainerState::Created | ContainerState::Running { .. } | ContainerState::Unknown => 0,
+    }
+}

@@ -1,0 +1,326 @@
+//! Planning a pod that is to run. Pure.
+//!
+//! Volumes, sandbox and images are independent of each other and asked for at once; a container starts when all three
+//! are there. Order between containers: init containers and sidecars one after the other, regular containers together,
+//! except that a postStart hook holds back the containers after it, as under kubelet.
+
+use super::Planner;
+use crate::cri::{ContainerState, ContainerView, Nanos, SandboxView};
+use crate::pod::action::{KillReason, Op, OpKey};
+use crate::pod::lifecycle::{Cause, Lifecycle, SECOND, begin};
+use crate::pod::memory::finished_at;
+use crate::pod::spec::{self, Role};
+use crate::pod::view::PodView;
+
+/// Plans a pod that is to run; answers where its life goes.
+pub fn plan(planner: &mut Planner<'_>) -> Lifecycle {
+    let view = planner.view;
+    if let Some(cause) = over(view, planner.now) {
+        return begin(cause, spec::grace_seconds(view.pod), planner.now);
+    }
+    wake_for_deadline(planner);
+    prepare(planner);
+    let sandbox = sandbox(planner);
+    for name in due_containers(view) {
+        start_container(planner, &name, sandbox);
+    }
+    if sandbox.is_some() {
+        check_running(planner);
+        collect_dead(planner);
+    }
+    Lifecycle::Syncing
+}
+
+/// Whether the pod has come to its end, and how.
+fn over(view: &PodView<'_>, now: Nanos) -> Option<Cause> {
+    if let Some(deadline) = deadline(view)
+        && deadline <= now
+    {
+        return Some(Cause::Failed {
+            reason: "DeadlineExceeded".into(),
+            message: "Pod was active on the node longer than the specified deadline".into(),
+        });
+    }
+    if view.may_be_starting() {
+        return None;
+    }
+    (has_completed(view) || init_has_failed(view)).then_some(Cause::Completed)
+}
+
+/// When `activeDeadlineSeconds` runs out.
+fn deadline(view: &PodView<'_>) -> Option<Nanos> {
+    let seconds = spec::spec(view.pod).active_deadline_seconds?;
+    (view.started_at > 0).then(|| view.started_at.saturating_add(seconds.saturating_mul(SECOND)))
+}
+
+fn wake_for_deadline(planner: &mut Planner<'_>) {
+    if let Some(deadline) = deadline(planner.view) {
+        planner.wake(deadline);
+    }
+}
+
+/// Every regular container has ended and none is to run again.
+fn has_completed(view: &PodView<'_>) -> bool {
+    let mut apps = spec::roles(view.pod).filter(|(_, role)| *role == Role::App).peekable();
+    apps.peek().is_some() && apps.all(|(name, role)| view.runtime.latest(name).is_some_and(|c| is_final(view, c, role)))
+}
+
+/// An init container has failed for good before the pod was initialized.
+fn init_has_failed(view: &PodView<'_>) -> bool {
+    if is_initialized(view) {
+        return false;
+    }
+    spec::roles(view.pod).filter(|(_, role)| *role == Role::Init).any(|(name, role)| {
+        view.runtime.latest(name).is_some_and(|c| {
+            is_final(view, c, role) && matches!(c.state, ContainerState::Exited { exit_code, .. } if exit_code != 0)
+        })
+    })
+}
+
+/// Whether a container has ended and is not to run again.
+fn is_final(view: &PodView<'_>, container: &ContainerView, role: Role) -> bool {
+    match container.state {
+        ContainerState::Exited { exit_code, .. } => !spec::restarts(view.pod, &container.name, role, exit_code),
+        ContainerState::Created | ContainerState::Running { .. } | ContainerState::Unknown => false,
+    }
+}
+
+/// Whether initialization is over: a regular container exists in the newest sandbox.
+fn is_initialized(view: &PodView<'_>) -> bool {
+    spec::roles(view.pod).any(|(name, role)| role == Role::App && view.runtime.current(name).is_some())
+}
+
+fn prepare(planner: &mut Planner<'_>) {
+    let volumes = &planner.view.memory.volumes;
+    if volumes.is_due(planner.now) {
+        planner.start(Op::PrepareVolumes);
+    } else if let Some(failed) = volumes.failure() {
+        planner.wake(failed.retry_at);
+    }
+}
+
+/// The sandbox to start containers in; asks for what leads to one when there is none.
+fn sandbox<'a>(planner: &mut Planner<'a>) -> Option<&'a SandboxView> {
+    let view = planner.view;
+    match view.runtime.sandbox() {
+        Some(newest) if is_usable(view, newest) => {
+            remove_old_sandboxes(planner, newest);
+            return Some(newest);
+        }
+        Some(_) if view.is_inflight(&OpKey::Sandbox) => return None,
+        Some(_) if !replace(planner) => return None,
+        Some(_) | None => {}
+    }
+    let memory = &view.memory.sandbox;
+    match memory.failure() {
+        Some(failed) if failed.retry_at > planner.now => planner.wake(failed.retry_at),
+        _ => {
+            let attempt = view.runtime.sandboxes.iter().map(|s| s.attempt + 1).max().unwrap_or(0);
+            planner.start(Op::CreateSandbox { attempt });
+        }
+    }
+    None
+}
+
+/// Ready, in the network namespace that the spec asks for, with an address.
+pub fn is_usable(view: &PodView<'_>, sandbox: &SandboxView) -> bool {
+    let host_network = spec::host_network(view.pod);
+    sandbox.ready && sandbox.host_network == host_network && (host_network || !sandbox.ips.is_empty())
+}
+
+/// Clears away what an unusable sandbox left; true when a new one may be created.
+fn replace(planner: &mut Planner<'_>) -> bool {
+    let view = planner.view;
+    let mut clear = true;
+    for container in view.runtime.containers.iter().filter(|c| c.is_running()) {
+        clear = false;
+        kill(planner, container, spec::grace_seconds(view.pod), KillReason::SandboxGone);
+    }
+    if !clear {
+        return false;
+    }
+    for sandbox in &view.runtime.sandboxes {
+        if !view.memory.stopped.contains(&sandbox.id) {
+            clear = false;
+            planner.start(Op::StopSandbox(sandbox.id.clone()));
+        }
+    }
+    clear && due_containers(view).next().is_some()
+}
+
+fn remove_old_sandboxes(planner: &mut Planner<'_>, newest: &SandboxView) {
+    let view = planner.view;
+    for sandbox in view.runtime.sandboxes.iter().filter(|s| s.id != newest.id) {
+        if view.runtime.containers.iter().any(|c| c.sandbox == sandbox.id) {
+            continue;
+        }
+        let next = if view.memory.stopped.contains(&sandbox.id) {
+            Op::RemoveSandbox(sandbox.id.clone())
+        } else {
+            Op::StopSandbox(sandbox.id.clone())
+        };
+        planner.start(next);
+    }
+}
+
+/// Names of the containers that ought to be started now, as far as the order between containers goes.
+fn due_containers<'a>(view: &'a PodView<'a>) -> impl Iterator<Item = String> + 'a {
+    let initialized = is_initialized(view);
+    let mut held = false;
+    let mut due = Vec::new();
+    for (name, role) in spec::roles(view.pod) {
+        let current = view.runtime.current(name);
+        let startable = is_startable(view, name, role, current);
+        match role {
+            Role::Init if initialized => {}
+            Role::Init => {
+                let done = matches!(current.map(|c| &c.state), Some(ContainerState::Exited { exit_code: 0, .. }));
+                if held || done {
+                    continue;
+                }
+                held = true;
+                if startable {
+                    due.push(name.to_owned());
+                }
+            }
+            Role::Sidecar => {
+                if held && !initialized {
+                    continue;
+                }
+                if startable {
+                    due.push(name.to_owned());
+                }
+                let started = view.probes.get(name).is_some_and(|p| p.started);
+                let runs = started && current.is_some_and(ContainerView::is_running);
+                held |= !initialized && !runs;
+            }
+            Role::App => {
+                if held {
+                    continue;
+                }
+                if startable {
+                    due.push(name.to_owned());
+                }
+                // A postStart hook runs before the next container is started.
+                let waits = spec::lifecycle(view.pod, name).is_some_and(|l| l.post_start.is_some());
+                held |= waits && (current.is_none() || view.is_starting(name));
+            }
+            Role::Ephemeral => {
+                if initialized && current.is_none() && view.runtime.latest(name).is_none() {
+                    due.push(name.to_owned());
+                }
+            }
+        }
+    }
+    due.into_iter()
+}
+
+/// Whether a container is absent, or has ended and is to run again.
+fn is_startable(view: &PodView<'_>, name: &str, role: Role, current: Option<&ContainerView>) -> bool {
+    match current {
+        Some(container) => match container.state {
+            ContainerState::Running { .. } => false,
+            // A leftover of a start that was interrupted; it is removed first.
+            ContainerState::Created | ContainerState::Unknown => true,
+            ContainerState::Exited { exit_code, .. } => spec::restarts(view.pod, name, role, exit_code),
+        },
+        // Lost with its sandbox: it runs again if its end would have made it run again. Initialization starts over.
+        None => match view.runtime.latest(name).map(|c| &c.state) {
+            Some(ContainerState::Exited { exit_code, .. }) if role == Role::App => {
+                spec::restarts(view.pod, name, role, *exit_code)
+            }
+            _ => true,
+        },
+    }
+}
+
+/// Asks for the next step toward a running container.
+fn start_container(planner: &mut Planner<'_>, name: &str, sandbox: Option<&SandboxView>) {
+    let view = planner.view;
+    if view.is_starting(name) {
+        return;
+    }
+    let current = view.runtime.current(name);
+    if let Some(leftover) = current.filter(|c| matches!(c.state, ContainerState::Created | ContainerState::Unknown)) {
+        planner.start(Op::RemoveContainer(leftover.id.clone()));
+        return;
+    }
+    let memory = view.memory.containers.get(name);
+    if let Some(failed) = memory.and_then(|m| m.start.as_ref())
+        && failed.retry_at > planner.now
+    {
+        return planner.wake(failed.retry_at);
+    }
+    if let Some(exited) = current.filter(|c| c.is_exited()) {
+        let retry_at = view.memory.crash_retry_at(name, finished_at(exited));
+        if retry_at > planner.now {
+            return planner.wake(retry_at);
+        }
+    }
+    match memory.map(|m| &m.image) {
+        Some(image) if image.is_done() => {}
+        image => {
+            if image.is_none_or(|i| i.is_due(planner.now)) {
+                planner.start(Op::EnsureImage { container: name.to_owned() });
+            } else if let Some(failed) = image.and_then(|i| i.failure()) {
+                planner.wake(failed.retry_at);
+            }
+            return;
+        }
+    }
+    let Some(sandbox) = sandbox else { return };
+    if view.memory.volumes.is_done() {
+        let attempt = view.runtime.latest(name).map_or(0, |c| c.attempt + 1);
+        planner.start(Op::StartContainer { container: name.to_owned(), attempt, sandbox: sandbox.id.clone() });
+    }
+}
+
+/// Stops running containers that may not go on: a probe gave up, or the image in the spec has changed.
+fn check_running(planner: &mut Planner<'_>) {
+    let view = planner.view;
+    for (name, role) in spec::roles(view.pod) {
+        let Some(container) = view.runtime.current(name).filter(|c| c.is_running()) else { continue };
+        if view.is_starting(name) {
+            continue;
+        }
+        let grace = spec::grace_seconds(view.pod);
+        let wanted = crate::cri::labels::container_hash(name, spec::image(view.pod, name));
+        if role != Role::Ephemeral && container.hash.as_ref().is_some_and(|hash| *hash != wanted) {
+            kill(planner, container, grace, KillReason::DefinitionChanged);
+        } else if let Some(failure) = view.probes.get(name).and_then(|p| p.failure.as_ref()) {
+            let grace = failure.grace_seconds.unwrap_or(grace);
+            kill(planner, container, grace, KillReason::Probe(failure.message.clone()));
+        }
+    }
+}
+
+fn kill(planner: &mut Planner<'_>, container: &ContainerView, grace_seconds: i64, reason: KillReason) {
+    let being_killed = |key: &OpKey| matches!(key, OpKey::Kill(id, _) if *id == container.id);
+    if !planner.view.inflight.iter().any(being_killed) {
+        planner.start(Op::KillContainer {
+            id: container.id.clone(),
+            container: container.name.clone(),
+            grace_seconds,
+            reason,
+        });
+    }
+}
+
+/// Removes dead containers except the newest of each name, whose logs and exit people ask for.
+/// kubelet's `maximum-dead-containers-per-container` is 1.
+fn collect_dead(planner: &mut Planner<'_>) {
+    let view = planner.view;
+    for container in view.runtime.containers.iter().filter(|c| c.is_exited()) {
+        let newer_dead = view
+            .runtime
+            .containers
+            .iter()
+            .filter(|c| c.name == container.name && c.is_exited())
+            .take_while(|c| c.id != container.id)
+            .next()
+            .is_some();
+        if newer_dead {
+            planner.start(Op::RemoveContainer(container.id.clone()));
+        }
+    }
+}

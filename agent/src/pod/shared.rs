@@ -1,0 +1,95 @@
+//! What all workers share: clients, settings, limits and ways to tell others.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{Semaphore, mpsc};
+
+use super::facilities::{Facilities, Probes, StatusSink};
+use super::images::Images;
+use super::journal::Journal;
+use super::{dns, security, spec};
+use crate::cri::{Nanos, Runtime};
+use crate::event::{Event, EventType, Recorder, Subject};
+use crate::ids::PodUid;
+use crate::objects::Objects;
+use k8s_openapi::api::core::v1::Pod;
+
+/// Settings of the pod domain, checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Name of the node.
+    pub node_name: String,
+    /// `podLogsDir`.
+    pub log_dir: PathBuf,
+    /// `clusterDNS` and `clusterDomain`.
+    pub dns: dns::Settings,
+    /// `resolvConf`; empty means an empty resolver.
+    pub resolv_conf: PathBuf,
+    /// Security defaults.
+    pub security: security::Settings,
+    /// Largest crash back-off.
+    pub max_crash_delay: Nanos,
+    /// Whether hostPorts are mapped by the network plugin.
+    pub port_mappings: bool,
+    /// Directory of `/var/log/containers` links; `None` leaves them out.
+    pub container_links: Option<PathBuf>,
+}
+
+/// Everything that a worker needs, shared by all.
+pub struct Shared {
+    /// The container runtime.
+    pub runtime: Runtime,
+    /// Puller of images.
+    pub images: Images,
+    /// ConfigMaps, Secrets, tokens, Services.
+    pub objects: Arc<dyn Objects>,
+    /// Volumes and cgroups.
+    pub facilities: Arc<dyn Facilities>,
+    /// The prober.
+    pub probes: Arc<dyn Probes>,
+    /// Where statuses go.
+    pub sink: Arc<dyn StatusSink>,
+    /// Where events go.
+    pub recorder: Recorder,
+    /// Records that outlive the agent.
+    pub journal: Journal,
+    /// Settings.
+    pub settings: Settings,
+    /// The node's addresses, primary first.
+    pub host_ips: ArcSwap<Vec<String>>,
+    /// Name of the runtime, such as `containerd`.
+    pub runtime_name: ArcSwap<String>,
+    /// Told by each worker when it has published a status for the first time.
+    pub announced: mpsc::UnboundedSender<PodUid>,
+    /// Pods that are being started. First in, first out: the runtime's throughput peaks at about twice the cores, and
+    /// early pods are not slowed by late ones.
+    pub start_slots: Arc<Semaphore>,
+}
+
+impl Shared {
+    /// Emits an event about a pod, or about one of its containers.
+    pub fn event(&self, pod: &Pod, container: Option<&str>, kind: EventType, reason: &'static str, message: String) {
+        let subject = Subject::Pod { key: spec::key(pod), uid: spec::uid(pod), field_path: field_path(pod, container) };
+        self.recorder.emit(Event { subject, kind, reason, message });
+    }
+}
+
+/// `spec.containers{name}` as kubelet writes it.
+fn field_path(pod: &Pod, container: Option<&str>) -> String {
+    let Some(name) = container else { return String::new() };
+    let list = match spec::roles(pod).find(|(n, _)| *n == name) {
+        Some((_, spec::Role::Init | spec::Role::Sidecar)) => "initContainers",
+        Some((_, spec::Role::Ephemeral)) => "ephemeralContainers",
+        Some((_, spec::Role::App)) | None => "containers",
+    };
+    format!("spec.{list}{{{name}}}")
+}
+
+/// The wall clock. Status times are compared with the runtime's, which are wall-clock times too.
+pub fn now() -> Nanos {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since_epoch.as_nanos()).unwrap_or(i64::MAX)
+}

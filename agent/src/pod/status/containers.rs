@@ -1,0 +1,299 @@
+//! Container statuses. Pure.
+
+use k8s_openapi::api::core::v1::{
+    Container, ContainerState as ApiState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
+    ContainerStatus, ContainerUser, LinuxContainerUser, VolumeMountStatus,
+};
+
+use super::{Context, time};
+use crate::cri::{ContainerState, ContainerView};
+use crate::pod::lifecycle::{Lifecycle, SECOND};
+use crate::pod::memory::finished_at;
+use crate::pod::spec::{self, Role};
+use crate::pod::view::PodView;
+
+/// Container statuses by the list of the API that they belong to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Statuses {
+    /// `initContainerStatuses`, sidecars included.
+    pub init: Vec<ContainerStatus>,
+    /// `containerStatuses`.
+    pub app: Vec<ContainerStatus>,
+    /// `ephemeralContainerStatuses`.
+    pub ephemeral: Vec<ContainerStatus>,
+}
+
+/// Computes the status of every container of the spec.
+pub fn statuses(view: &PodView<'_>, context: &Context<'_>) -> Statuses {
+    let mut statuses = Statuses::default();
+    for (name, role) in spec::roles(view.pod) {
+        let status = one(view, context, name, role);
+        match role {
+            Role::Init | Role::Sidecar => statuses.init.push(status),
+            Role::App => statuses.app.push(status),
+            Role::Ephemeral => statuses.ephemeral.push(status),
+        }
+    }
+    statuses
+}
+
+fn one(view: &PodView<'_>, context: &Context<'_>, name: &str, role: Role) -> ContainerStatus {
+    let found = spec::find(view.pod, name);
+    let container = found.map(|f| f.container).unwrap_or_default();
+    let last = last_status(context, name, role);
+    let mut status = ContainerStatus {
+        name: name.to_owned(),
+        image: container.image.clone().unwrap_or_default(),
+        volume_mounts: volume_mounts(&container),
+        started: Some(false),
+        ..ContainerStatus::default()
+    };
+    match view.runtime.latest(name) {
+        Some(latest) => from_runtime(view, context, role, latest, &mut status),
+        None => from_memory(view, context, role, last, &mut status),
+    }
+    if view.runtime.latest(name).is_some() {
+        let resources = container.resources.clone().unwrap_or_default();
+        status.allocated_resources = resources.requests.clone();
+        status.resources = Some(resources);
+    }
+    status
+}
+
+fn last_status<'a>(context: &Context<'a>, name: &str, role: Role) -> Option<&'a ContainerStatus> {
+    let list = match role {
+        Role::Init | Role::Sidecar => &context.last.init_container_statuses,
+        Role::App => &context.last.container_statuses,
+        Role::Ephemeral => &context.last.ephemeral_container_statuses,
+    };
+    spec::status_of(list.as_deref().unwrap_or_default(), name)
+}
+
+fn from_runtime(
+    view: &PodView<'_>,
+    context: &Context<'_>,
+    role: Role,
+    latest: &ContainerView,
+    status: &mut ContainerStatus,
+) {
+    let id = |c: &ContainerView| format!("{}://{}", context.runtime_name, c.id);
+    status.container_id = Some(id(latest));
+    status.image_id = latest.image_ref.clone();
+    if !latest.image.is_empty() {
+        status.image = latest.image.clone();
+    }
+    status.restart_count = i32::try_from(latest.attempt).unwrap_or(i32::MAX);
+    status.user = user(latest);
+    status.last_state = view.runtime.previous(&latest.name).and_then(|c| terminated(c, id(c)));
+    match &latest.state {
+        ContainerState::Running { started_at } => {
+            let probes = view.probes.get(&latest.name);
+            let started = probes.is_some_and(|p| p.started);
+            status.state = Some(running(*started_at));
+            status.started = Some(started);
+            status.ready = match role {
+                Role::App | Role::Sidecar => started && probes.is_some_and(|p| p.ready),
+                Role::Init | Role::Ephemeral => false,
+            };
+        }
+        ContainerState::Exited { exit_code, .. } => {
+            status.ready = role == Role::Init && *exit_code == 0;
+            match waiting_reason(view, role, latest, *exit_code) {
+                Some((reason, message)) => {
+                    status.last_state = terminated(latest, id(latest));
+                    status.state = Some(waiting(reason, message));
+                }
+                None => status.state = terminated(latest, id(latest)),
+            }
+        }
+        ContainerState::Created | ContainerState::Unknown => {
+            let (reason, message) = start_failure(view, &latest.name).unwrap_or(default_waiting(view));
+            status.state = Some(waiting(reason, message));
+        }
+    }
+}
+
+/// The status of a container that the runtime does not know.
+fn from_memory(
+    view: &PodView<'_>,
+    context: &Context<'_>,
+    role: Role,
+    last: Option<&ContainerStatus>,
+    status: &mut ContainerStatus,
+) {
+    let (reason, message) = start_failure(view, &status.name).unwrap_or(default_waiting(view));
+    status.state = Some(waiting(reason, message));
+    if role == Role::Init && app_was_created(view) {
+        // Its record is gone, but regular containers exist only after it has succeeded.
+        status.state = Some(ApiState {
+            terminated: Some(ContainerStateTerminated {
+                exit_code: 0,
+                reason: Some("Completed".into()),
+                message: Some(
+                    "Unable to get init container status from container runtime and pod has been initialized, treat \
+                     it as exited normally"
+                        .into(),
+                ),
+                ..ContainerStateTerminated::default()
+            }),
+            ..ApiState::default()
+        });
+        status.ready = true;
+    }
+    let Some(last) = last else { return };
+    status.restart_count = last.restart_count;
+    status.last_state = last.last_state.clone().filter(|s| s.terminated.is_some());
+    let state = last.state.as_ref();
+    if state.is_some_and(|s| s.terminated.is_some()) {
+        // Ended and collected: what was said last stays true.
+        *status = last.clone();
+    } else if state.is_some_and(|s| s.running.is_some()) && view.memory.observed {
+        lost(view, context, last, status);
+    }
+}
+
+/// A container that ran when it was last seen and that nobody can say anything about any more.
+fn lost(view: &PodView<'_>, context: &Context<'_>, last: &ContainerStatus, status: &mut ContainerStatus) {
+    let end = ContainerStateTerminated {
+        exit_code: 137,
+        reason: Some("ContainerStatusUnknown".into()),
+        message: Some(
+            "The container could not be located when the pod was deleted.  The container used to be Running".into(),
+        ),
+        container_id: last.container_id.clone(),
+        finished_at: Some(time(context.now)),
+        ..ContainerStateTerminated::default()
+    };
+    let end = ApiState { terminated: Some(end), ..ApiState::default() };
+    match view.lifecycle {
+        Lifecycle::Syncing => {
+            status.last_state = Some(end);
+            status.restart_count = last.restart_count + 1;
+        }
+        Lifecycle::Terminating(_) | Lifecycle::Terminated(_) | Lifecycle::Removed => status.state = Some(end),
+    }
+}
+
+fn app_was_created(view: &PodView<'_>) -> bool {
+    spec::roles(view.pod).any(|(name, role)| role == Role::App && view.runtime.latest(name).is_some())
+}
+
+/// Why a container that has ended is shown as waiting, if it is.
+fn waiting_reason(
+    view: &PodView<'_>,
+    role: Role,
+    container: &ContainerView,
+    exit_code: i32,
+) -> Option<(&'static str, String)> {
+    if !view.lifecycle.may_start() || !spec::restarts(view.pod, &container.name, role, exit_code) {
+        return None;
+    }
+    if let Some(failure) = start_failure(view, &container.name) {
+        return Some(failure);
+    }
+    if view.is_starting(&container.name) {
+        return None;
+    }
+    let memory = view.memory.containers.get(&container.name)?;
+    let retry_at = view.memory.crash_retry_at(&container.name, finished_at(container));
+    (retry_at > 0).then(|| ("CrashLoopBackOff", crash_message(view, &container.name, memory.crash_delay)))
+}
+
+/// Text of a crash back-off, in status and event.
+pub fn crash_message(view: &PodView<'_>, name: &str, delay: i64) -> String {
+    let meta = &view.pod.metadata;
+    format!(
+        "back-off {} restarting failed container={} pod={}_{}({})",
+        go_seconds(delay / SECOND),
+        name,
+        meta.name.as_deref().unwrap_or_default(),
+        meta.namespace.as_deref().unwrap_or_default(),
+        meta.uid.as_deref().unwrap_or_default(),
+    )
+}
+
+/// Whole seconds as Go prints a duration: `10s`, `2m40s`, `5m0s`.
+pub fn go_seconds(seconds: i64) -> String {
+    if seconds < 60 { format!("{seconds}s") } else { format!("{}m{}s", seconds / 60, seconds % 60) }
+}
+
+/// The failure that keeps a container from starting.
+fn start_failure(view: &PodView<'_>, name: &str) -> Option<(&'static str, String)> {
+    let memory = view.memory.containers.get(name)?;
+    if let Some(failed) = memory.image.failure() {
+        // The first failure shows the error; while waiting to try again it shows the back-off.
+        return Some(match failed.reason {
+            "ErrImagePull" => (
+                "ImagePullBackOff",
+                format!("Back-off pulling image \"{}\": ErrImagePull: {}", spec::image(view.pod, name), failed.message),
+            ),
+            other => (other, failed.message.clone()),
+        });
+    }
+    memory.start.as_ref().map(|failed| (failed.reason, failed.message.clone()))
+}
+
+fn default_waiting(view: &PodView<'_>) -> (&'static str, String) {
+    let has_init = spec::spec(view.pod).init_containers.as_ref().is_some_and(|c| !c.is_empty());
+    (if has_init { "PodInitializing" } else { "ContainerCreating" }, String::new())
+}
+
+fn running(started_at: i64) -> ApiState {
+    ApiState { running: Some(ContainerStateRunning { started_at: Some(time(started_at)) }), ..ApiState::default() }
+}
+
+fn waiting(reason: &str, message: String) -> ApiState {
+    ApiState {
+        waiting: Some(ContainerStateWaiting {
+            reason: Some(reason.to_owned()),
+            message: (!message.is_empty()).then_some(message),
+        }),
+        ..ApiState::default()
+    }
+}
+
+fn terminated(container: &ContainerView, id: String) -> Option<ApiState> {
+    let ContainerState::Exited { started_at, finished_at, exit_code, reason, message } = &container.state else {
+        return None;
+    };
+    let some = |text: &String| (!text.is_empty()).then(|| text.clone());
+    Some(ApiState {
+        terminated: Some(ContainerStateTerminated {
+            container_id: Some(id),
+            exit_code: *exit_code,
+            reason: some(reason),
+            message: some(message),
+            started_at: Some(time(*started_at)),
+            finished_at: Some(time(*finished_at)),
+            signal: None,
+        }),
+        ..ApiState::default()
+    })
+}
+
+fn user(container: &ContainerView) -> Option<ContainerUser> {
+    let user = container.user.as_ref()?;
+    Some(ContainerUser {
+        linux: Some(LinuxContainerUser {
+            uid: user.uid,
+            gid: user.gid,
+            supplemental_groups: (!user.supplemental_groups.is_empty()).then(|| user.supplemental_groups.clone()),
+        }),
+    })
+}
+
+fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+    let mounts: Vec<VolumeMountStatus> = container
+        .volume_mounts
+        .iter()
+        .flatten()
+        .map(|mount| VolumeMountStatus {
+            name: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            read_only: mount.read_only.filter(|ro| *ro),
+            recursive_read_only: mount.read_only.filter(|ro| *ro).map(|_| "Disabled".to_owned()),
+            ..VolumeMountStatus::default()
+        })
+        .collect();
+    (!mounts.is_empty()).then_some(mounts)
+}

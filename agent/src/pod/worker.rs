@@ -1,0 +1,571 @@
+//! The worker of one pod: the only task that acts on it.
+//!
+//! ```text
+//!  ┌─► snapshot ─► plan ─► start operations ─► publish status ─► wait ─┐
+//!  │      messages (desired, runtime, probes, objects), outcomes, timer │
+//!  └────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! Operations run beside the loop, so that a delete never waits for a pull. Messages only wake: what is true is looked up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::action::{Action, Failure, Op, OpKey, Output};
+use super::env;
+use super::execute::{Context, Extra, execute};
+use super::facilities::{PodVolumes, ProbeTarget};
+use super::images::Image;
+use super::journal::Record;
+use super::lifecycle::Lifecycle;
+use super::memory::{Memory, finished_at};
+use super::plan::plan;
+use super::shared::{Shared, now};
+use super::status::{self, containers::go_seconds};
+use super::view::{PodView, ProbeView};
+use super::{lifecycle, spec};
+use crate::cri::events::ChangeKind;
+use crate::cri::{ContainerState, Nanos, PodRuntime};
+use crate::event::EventType;
+use crate::ids::PodUid;
+use crate::source::SourceName;
+
+/// What may wake a worker.
+#[derive(Clone, Debug)]
+pub enum Message {
+    /// The pod is desired like this.
+    Desired(SourceName, Arc<Pod>),
+    /// The source no longer names the pod.
+    Unwanted,
+    /// The runtime says that something of this pod changed.
+    Runtime(String, ChangeKind),
+    /// Events may have been missed: look at the runtime.
+    Resync,
+    /// A probe result changed.
+    Probe,
+    /// A ConfigMap, Secret or token of the pod changed.
+    Objects,
+    /// The node changed (its addresses): compute the status again.
+    Node,
+}
+
+/// How a worker begins.
+pub struct Start {
+    /// Source of the pod.
+    pub source: SourceName,
+    /// The pod as desired.
+    pub pod: Arc<Pod>,
+    /// What an earlier agent wrote down.
+    pub record: Option<Record>,
+    /// Whether the source names it. What only the runtime knows is not wanted.
+    pub wanted: bool,
+}
+
+/// Why and how often a container that must have ended is looked at again.
+///
+/// containerd publishes a task's exit before its CRI plugin has taken note of it, so that a look right after the event
+/// may still see the container running. The look is repeated after 5, 10, 20 ms ... up to ten times (5 s in all).
+#[derive(Default)]
+struct ExpectedExits {
+    ids: BTreeMap<String, (u32, Nanos)>,
+}
+
+struct Worker {
+    uid: PodUid,
+    shared: Arc<Shared>,
+    source: SourceName,
+    pod: Arc<Pod>,
+    wanted: bool,
+    lifecycle: Lifecycle,
+    runtime: PodRuntime,
+    memory: Memory,
+    volumes: Arc<PodVolumes>,
+    images: BTreeMap<String, Image>,
+    started_at: Nanos,
+    last: Arc<PodStatus>,
+    adopted: Option<Arc<PodStatus>>,
+    inflight: BTreeMap<OpKey, AbortHandle>,
+    keys: BTreeSet<OpKey>,
+    operations: JoinSet<(OpKey, u64, Result<Output, Failure>, Extra)>,
+    /// Counts outcomes; an inspection that began before the last one has seen an older world.
+    generation: u64,
+    slot: Option<OwnedSemaphorePermit>,
+    look_again: bool,
+    refresh_volumes: bool,
+    announced: bool,
+    expected: ExpectedExits,
+    backoff_told: BTreeMap<String, Nanos>,
+}
+
+/// Runs the worker until nothing of the pod is left, or the channel closes because the agent stops.
+/// Answers true in the first case.
+pub async fn run(shared: Arc<Shared>, start: Start, mut inbox: mpsc::UnboundedReceiver<Message>) -> bool {
+    let mut worker = Worker::new(shared, start);
+    worker.register_objects();
+    worker.store();
+    loop {
+        let wake_at = worker.turn();
+        if worker.lifecycle == Lifecycle::Removed {
+            worker.shared.probes.remove(&worker.uid);
+            worker.shared.objects.unregister(&worker.uid);
+            worker.shared.journal.remove(&worker.uid);
+            worker.shared.sink.forget(&worker.uid);
+            return true;
+        }
+        let delay = wake_at.map(|at| Duration::from_nanos(u64::try_from(at - now()).unwrap_or(0)));
+        tokio::select! {
+            // Cancel-safe: recv loses no message.
+            message = inbox.recv() => match message {
+                Some(message) => {
+                    worker.hear(message);
+                    while let Ok(more) = inbox.try_recv() {
+                        worker.hear(more);
+                    }
+                }
+                None => return false,
+            },
+            // Cancel-safe: join_next leaves unfinished operations in the set.
+            Some(outcome) = worker.operations.join_next(), if !worker.operations.is_empty() => {
+                worker.take(outcome);
+            }
+            () = sleep_or_forever(delay) => {}
+        }
+    }
+}
+
+async fn sleep_or_forever(delay: Option<Duration>) {
+    match delay {
+        // A millisecond more, so that the clock has passed the deadline when the plan looks at it.
+        Some(delay) => tokio::time::sleep(delay + Duration::from_millis(1)).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Worker {
+    fn new(shared: Arc<Shared>, start: Start) -> Self {
+        let uid = spec::uid(&start.pod);
+        let api_status = start.pod.status.clone().unwrap_or_default();
+        let (lifecycle, started_at, last) = match start.record {
+            Some(record) => (record.lifecycle, record.started_at, record.status),
+            None => {
+                let known = api_status.start_time.as_ref().map(|t| t.0.as_second() * lifecycle::SECOND);
+                (Lifecycle::Syncing, known.unwrap_or_else(now), api_status)
+            }
+        };
+        let last = Arc::new(last);
+        let memory = Memory { max_crash_delay: Some(shared.settings.max_crash_delay), ..Memory::default() };
+        Self {
+            uid,
+            source: start.source,
+            pod: start.pod,
+            wanted: start.wanted,
+            lifecycle,
+            runtime: PodRuntime::default(),
+            memory,
+            volumes: Arc::new(PodVolumes::default()),
+            images: BTreeMap::new(),
+            started_at,
+            adopted: Some(last.clone()),
+            last,
+            inflight: BTreeMap::new(),
+            keys: BTreeSet::new(),
+            operations: JoinSet::new(),
+            generation: 0,
+            slot: None,
+            look_again: false,
+            refresh_volumes: false,
+            announced: false,
+            expected: ExpectedExits::default(),
+            backoff_told: BTreeMap::new(),
+            shared,
+        }
+    }
+
+    /// One turn of the loop; answers when to turn again if nothing happens.
+    fn turn(&mut self) -> Option<Nanos> {
+        let now = now();
+        self.sync_probes();
+        let probes = self.probe_views();
+        let view = self.view(&probes);
+        let planned = plan(&view, now);
+        let lifecycle_changed = planned.lifecycle != self.lifecycle;
+        let stops = lifecycle_changed && self.lifecycle.may_start() && !planned.lifecycle.may_start();
+        self.lifecycle = planned.lifecycle;
+        let mut wake_at = planned.wake_at;
+        if stops {
+            // The node's own rules lose the pod before its containers hear of the stop.
+            self.shared.sink.terminating(&self.pod, &self.last);
+        }
+        for action in planned.actions {
+            match action {
+                Action::Start(op) => self.begin(op, now),
+                Action::Cancel(key) => self.cancel(&key),
+            }
+        }
+        wake_at = earliest(wake_at, self.look(now));
+        wake_at = earliest(wake_at, self.refresh(now));
+        let starting = self.keys.iter().any(|k| matches!(k, OpKey::Sandbox | OpKey::Start(_) | OpKey::Volumes));
+        if !starting {
+            self.slot = None;
+        }
+        let published = self.publish(now);
+        if lifecycle_changed && !published {
+            self.store();
+        }
+        wake_at
+    }
+
+    fn view<'a>(&'a self, probes: &'a BTreeMap<String, ProbeView>) -> PodView<'a> {
+        PodView {
+            pod: &self.pod,
+            wanted: self.wanted,
+            lifecycle: &self.lifecycle,
+            runtime: &self.runtime,
+            memory: &self.memory,
+            inflight: &self.keys,
+            probes,
+            started_at: self.started_at,
+        }
+    }
+
+    fn hear(&mut self, message: Message) {
+        match message {
+            Message::Desired(source, pod) => {
+                // Labels and annotations may be in downward API volumes.
+                let (old, new) = (&self.pod.metadata, &pod.metadata);
+                self.refresh_volumes |= old.labels != new.labels || old.annotations != new.annotations;
+                self.source = source;
+                self.pod = pod;
+                self.wanted = true;
+                self.register_objects();
+                self.store();
+            }
+            Message::Unwanted => self.wanted = false,
+            Message::Runtime(id, kind) => self.hear_runtime(id, kind),
+            Message::Resync => self.look_again = true,
+            Message::Objects => self.hear_objects(),
+            Message::Probe | Message::Node => {}
+        }
+    }
+
+    /// An event says something new unless the worker has already seen it through its own call.
+    fn hear_runtime(&mut self, id: String, kind: ChangeKind) {
+        let container = self.runtime.containers.iter().find(|c| c.id.as_str() == id);
+        let sandbox = self.runtime.sandboxes.iter().find(|s| s.id.as_str() == id);
+        let own_operation = !self.keys.is_empty();
+        match kind {
+            ChangeKind::Created | ChangeKind::Started if own_operation || container.is_some() || sandbox.is_some() => {}
+            ChangeKind::Stopped if container.is_some_and(|c| c.is_exited()) || sandbox.is_some_and(|s| !s.ready) => {}
+            ChangeKind::Deleted if container.is_none() && sandbox.is_none() => {}
+            ChangeKind::Stopped => {
+                let being_stopped = self.keys.iter().any(|k| match k {
+                    OpKey::Kill(killed, _) => killed.as_str() == id,
+                    OpKey::StopSandbox(stopped) => stopped.as_str() == id,
+                    _ => false,
+                });
+                if !being_stopped {
+                    self.expected.ids.insert(id, (0, 0));
+                    self.look_again = true;
+                }
+            }
+            ChangeKind::Created | ChangeKind::Started | ChangeKind::Deleted | ChangeKind::OutOfMemory => {
+                self.look_again = true;
+            }
+        }
+    }
+
+    fn hear_objects(&mut self) {
+        self.refresh_volumes = true;
+        // What failed for want of an object is tried at once.
+        if let Some(failed) = match &mut self.memory.volumes {
+            super::memory::Step::Failed(failed) => Some(failed),
+            super::memory::Step::Todo | super::memory::Step::Done => None,
+        } {
+            failed.retry_at = 0;
+        }
+        for memory in self.memory.containers.values_mut() {
+            if let Some(failed) = memory.start.as_mut().filter(|f| f.reason == "CreateContainerConfigError") {
+                failed.retry_at = 0;
+            }
+        }
+    }
+
+    /// Starts an inspection when one is asked for and none is running; answers when to look again for an expected exit.
+    fn look(&mut self, now: Nanos) -> Option<Nanos> {
+        const TRIES: u32 = 10;
+        let runtime = &self.runtime;
+        let stays = |id: &String| {
+            let container = runtime.containers.iter().any(|c| c.id.as_str() == id && c.is_running());
+            container || runtime.sandboxes.iter().any(|s| s.id.as_str() == id && s.ready)
+        };
+        self.expected.ids.retain(|id, (tries, _)| *tries == 0 || (stays(id) && *tries < TRIES));
+        let due = self.expected.ids.values().any(|(_, at)| *at <= now);
+        if (self.look_again || due) && !self.keys.contains(&OpKey::Inspect) && self.memory.observed {
+            self.look_again = false;
+            for (tries, at) in self.expected.ids.values_mut() {
+                *at = now + (5_000_000 << *tries);
+                *tries += 1;
+            }
+            self.begin(Op::Inspect, now);
+        }
+        self.expected.ids.values().map(|(_, at)| *at).filter(|at| *at > now).min()
+    }
+
+    /// Brings volumes up to date when an object changed or a token has to be renewed.
+    fn refresh(&mut self, now: Nanos) -> Option<Nanos> {
+        if !self.lifecycle.may_start() || !self.memory.volumes.is_done() {
+            return None;
+        }
+        let expires = self.volumes.refresh_at.is_some_and(|at| at <= now);
+        if (self.refresh_volumes || expires) && !self.keys.contains(&OpKey::Volumes) {
+            self.refresh_volumes = false;
+            self.begin(Op::PrepareVolumes, now);
+            return None;
+        }
+        self.volumes.refresh_at.filter(|at| *at > now)
+    }
+
+    fn begin(&mut self, op: Op, now: Nanos) {
+        let key = op.key();
+        let (mut image, mut target, mut stopping) = (None, None, None);
+        match &op {
+            Op::StartContainer { container, .. } => {
+                image = self.images.get(container).cloned();
+                let ended = self.runtime.latest(container).filter(|c| c.is_exited()).map(finished_at);
+                if let Some(ended) = ended {
+                    self.memory.note_restart(container, ended, now);
+                }
+                let found = spec::find(&self.pod, container);
+                let joined = found.and_then(|f| f.target);
+                target = joined.and_then(|name| self.runtime.current(&name).map(|c| c.id.clone()));
+            }
+            Op::KillContainer { id, .. } | Op::RemoveContainer(id) => {
+                stopping = self.runtime.containers.iter().find(|c| c.id == *id).cloned();
+            }
+            _ => {}
+        }
+        let host_ips = self.shared.host_ips.load();
+        let sandbox = self.runtime.sandbox();
+        let context = Context {
+            shared: self.shared.clone(),
+            pod: self.pod.clone(),
+            uid: self.uid.clone(),
+            volumes: self.volumes.clone(),
+            pod_ips: sandbox.map(|s| status::sort_by_family(&s.ips, host_ips.first())).unwrap_or_default(),
+            sandbox: sandbox.filter(|_| !matches!(op, Op::CreateSandbox { .. })).cloned(),
+            image,
+            target,
+            status: self.last.clone(),
+            stopping,
+        };
+        tracing::debug!(pod = %spec::key(&self.pod), operation = ?op, "begin");
+        let generation = self.generation;
+        let task_key = key.clone();
+        let task = self.operations.spawn(async move {
+            let (result, extra) = execute(context, op).await;
+            (task_key, generation, result, extra)
+        });
+        self.keys.insert(key.clone());
+        self.inflight.insert(key, task);
+    }
+
+    fn cancel(&mut self, key: &OpKey) {
+        if let Some(task) = self.inflight.remove(key) {
+            task.abort();
+            self.keys.remove(key);
+        }
+    }
+
+    fn take(&mut self, outcome: Result<(OpKey, u64, Result<Output, Failure>, Extra), tokio::task::JoinError>) {
+        let (key, generation, result, extra) = match outcome {
+            Ok(outcome) => outcome,
+            Err(error) if error.is_cancelled() => return,
+            Err(error) => {
+                // A panic inside an operation is a bug; the pod goes on with a fresh look at what is there.
+                tracing::error!(pod = %spec::key(&self.pod), %error, "an operation panicked");
+                let dead: Vec<OpKey> =
+                    self.inflight.iter().filter(|(_, task)| task.is_finished()).map(|(key, _)| key.clone()).collect();
+                for key in dead {
+                    self.inflight.remove(&key);
+                    self.keys.remove(&key);
+                }
+                self.look_again = true;
+                return;
+            }
+        };
+        self.inflight.remove(&key);
+        self.keys.remove(&key);
+        match extra {
+            Extra::Nothing => {}
+            Extra::Volumes(volumes) => self.volumes = Arc::new(volumes),
+            Extra::Image(name, image) => drop(self.images.insert(name, image)),
+            Extra::Slot(slot) => self.slot = Some(slot),
+        }
+        let now = now();
+        if let Err(failed) = &result {
+            tracing::info!(pod = %spec::key(&self.pod), operation = ?key, reason = failed.reason, error = %failed.message, "operation failed");
+        }
+        if key == OpKey::Inspect {
+            if generation != self.generation && result.is_ok() && self.memory.observed {
+                // Something finished meanwhile; what was seen may be older than what is known.
+                self.look_again = true;
+                return;
+            }
+        } else {
+            self.generation += 1;
+        }
+        // A failed refresh of volumes that are in place leaves them as they are.
+        if key == OpKey::Volumes && self.memory.volumes.is_done() && result.is_err() {
+            self.volumes = Arc::new(PodVolumes {
+                refresh_at: Some(now + 10 * lifecycle::SECOND),
+                ..self.volumes.as_ref().clone()
+            });
+            return;
+        }
+        self.memory.record(key, result, &mut self.runtime, now);
+        if self.memory.observed
+            && let Some(adopted) = self.adopted.take()
+        {
+            self.adopt(&adopted);
+        }
+    }
+
+    /// Takes over what an earlier agent (this one or a kubelet) left running.
+    fn adopt(&mut self, known: &PodStatus) {
+        let runtime = self.runtime.clone();
+        self.memory.seed_crash_backoff(&runtime);
+        let statuses = known.container_statuses.iter().flatten().chain(known.init_container_statuses.iter().flatten());
+        for status in statuses {
+            let id = status.container_id.as_deref().and_then(|id| id.split_once("://")).map(|(_, id)| id);
+            let Some(container) = runtime.containers.iter().find(|c| Some(c.id.as_str()) == id && c.is_running())
+            else {
+                continue;
+            };
+            self.shared.probes.seed(&self.pod, container, status.started == Some(true), status.ready);
+        }
+    }
+
+    /// Runs the probes of the containers that run, and no others.
+    fn sync_probes(&mut self) {
+        if !self.memory.observed {
+            return;
+        }
+        let running = self.runtime.containers.iter().filter_map(|c| match c.state {
+            ContainerState::Running { started_at } => {
+                Some(ProbeTarget { name: c.name.clone(), id: c.id.clone(), started_at })
+            }
+            ContainerState::Created | ContainerState::Exited { .. } | ContainerState::Unknown => None,
+        });
+        let running: Vec<ProbeTarget> = running.collect();
+        let ips = self.pod_ips();
+        self.shared.probes.ensure(&self.pod, &ips, running);
+    }
+
+    fn pod_ips(&self) -> Vec<String> {
+        if spec::host_network(&self.pod) {
+            return self.shared.host_ips.load().as_ref().clone();
+        }
+        let host_ips = self.shared.host_ips.load();
+        self.runtime.sandbox().map(|s| status::sort_by_family(&s.ips, host_ips.first())).unwrap_or_default()
+    }
+
+    fn probe_views(&self) -> BTreeMap<String, ProbeView> {
+        let running = self.runtime.containers.iter().filter(|c| c.is_running());
+        running.map(|c| (c.name.clone(), self.shared.probes.view(&self.pod, c))).collect()
+    }
+
+    /// Publishes the status when it differs from the last one; answers whether it did.
+    fn publish(&mut self, now: Nanos) -> bool {
+        if !self.memory.observed || self.lifecycle == Lifecycle::Removed {
+            return false;
+        }
+        let probes = self.probe_views();
+        let view = self.view(&probes);
+        let host_ips = self.shared.host_ips.load();
+        let runtime_name = self.shared.runtime_name.load();
+        let context = status::Context {
+            last: &self.last,
+            host_ips: &host_ips,
+            runtime_name: &runtime_name,
+            qos_class: self.shared.facilities.qos_class(&self.pod),
+            now,
+        };
+        let status = status::status(&view, &context);
+        self.tell_backoff(&status);
+        if status == *self.last && self.announced {
+            return false;
+        }
+        // A restarted agent's first status is shown on the node even when it says nothing new.
+        self.last = Arc::new(status);
+        self.store();
+        self.shared.sink.publish(&self.pod, &self.last);
+        if !std::mem::replace(&mut self.announced, true) {
+            // The manager goes away only when the agent stops.
+            let _ = self.shared.announced.send(self.uid.clone());
+        }
+        true
+    }
+
+    /// One BackOff event for each crash that leads to waiting.
+    fn tell_backoff(&mut self, status: &PodStatus) {
+        let statuses =
+            status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+        for container in statuses {
+            let waiting = container.state.as_ref().and_then(|s| s.waiting.as_ref());
+            if waiting.and_then(|w| w.reason.as_deref()) != Some("CrashLoopBackOff") {
+                continue;
+            }
+            let Some(ended) = self.runtime.latest(&container.name).map(finished_at) else { continue };
+            if self.backoff_told.insert(container.name.clone(), ended) == Some(ended) {
+                continue;
+            }
+            let key = spec::key(&self.pod);
+            let text = format!(
+                "Back-off restarting failed container {} in pod {}_{}({})",
+                container.name, key.name, key.namespace, self.uid
+            );
+            let delay = self.memory.containers.get(&container.name).map_or(0, |m| m.crash_delay / lifecycle::SECOND);
+            tracing::info!(pod = %key, container = %container.name, delay = %go_seconds(delay), "crash back-off");
+            self.shared.event(&self.pod, Some(&container.name), EventType::Warning, "BackOff", text);
+        }
+    }
+
+    fn register_objects(&self) {
+        let namespace = spec::key(&self.pod).namespace;
+        let mut refs = self.shared.facilities.volume_refs(&self.pod);
+        for (name, _) in spec::roles(&self.pod) {
+            if let Some(found) = spec::find(&self.pod, name) {
+                refs.extend(env::object_refs(&namespace, &found.container));
+            }
+        }
+        for secret in spec::spec(&self.pod).image_pull_secrets.iter().flatten() {
+            refs.push(crate::objects::ObjectRef::Secret(crate::ids::ObjectKey::new(&namespace, &secret.name)));
+        }
+        refs.sort();
+        refs.dedup();
+        self.shared.objects.register(&self.uid, refs);
+    }
+
+    fn store(&self) {
+        let record = Record::new(
+            self.source,
+            self.pod.as_ref().clone(),
+            self.last.as_ref().clone(),
+            self.lifecycle.clone(),
+            self.started_at,
+        );
+        self.shared.journal.store(&self.uid, &record);
+    }
+}
+
+fn earliest(a: Option<Nanos>, b: Option<Nanos>) -> Option<Nanos> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}

@@ -1,0 +1,186 @@
+//! Stale UDP flows. A UDP "connection" is whatever conntrack remembers: a client that keeps sending keeps its entry alive,
+//! and with it the translation to an endpoint that is gone, or no translation at all when the Service came later.
+//!
+//! Level-triggered: after a change (and once at start) the flows of the fronts concerned are listed, compared with what
+//! the rules say now, and exactly the stale ones are deleted. A flow to a living endpoint is never touched.
+//! Wire facts: `linux/netfilter/nfnetlink_conntrack.h`.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+
+use netlink_sys::constants::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr};
+
+use super::{Backend, Front, Protocol};
+use crate::nft::Family;
+use crate::nft::decode::{attribute, messages};
+
+const SUBSYS: u16 = 1 << 8;
+const GET: u16 = 1;
+const DELETE: u16 = 2;
+const TUPLE_ORIGINAL: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
+
+/// A flow as conntrack has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// What the client sent to.
+    pub front: Front,
+    /// Who answers.
+    pub answers: Backend,
+    /// The original tuple as it came, for deleting exactly this flow.
+    raw: Vec<u8>,
+}
+
+/// Whether a flow is to be deleted. `touched` are the fronts that may have changed, `backends` what serves a front now.
+///
+/// A flow is stale when who answers is not among the backends; that covers flows that were never translated (they are
+/// "answered" by the front itself) once there is a backend. A front that is gone has no backends, so all translated
+/// flows to it are stale.
+pub fn is_stale<'a>(
+    flow: &Flow,
+    touched: &BTreeSet<Front>,
+    backends: impl Fn(&Front) -> Option<&'a [Backend]>,
+) -> bool {
+    if !touched.contains(&flow.front) {
+        return false;
+    }
+    let untranslated = flow.answers.address == flow.front.address && flow.answers.port == flow.front.port;
+    match backends(&flow.front) {
+        None | Some([]) => !untranslated,
+        Some(backends) => !backends.contains(&flow.answers),
+    }
+}
+
+/// Deletes the stale flows of the fronts in `touched`; answers how many.
+pub fn reconcile<'a>(
+    touched: &BTreeSet<Front>,
+    backends: impl Fn(&Front) -> Option<&'a [Backend]>,
+) -> io::Result<usize> {
+    let mut deleted = 0;
+    for family in [Family::V4, Family::V6] {
+        if !touched.iter().any(|front| super::table::family(front.address) == family) {
+            continue;
+        }
+        let socket = open()?;
+        for flow in flows(&socket, family)?.iter().filter(|flow| is_stale(flow, touched, &backends)) {
+            delete(&socket, family, flow)?;
+            deleted += 1;
+        }
+    }
+    Ok(deleted)
+}
+
+fn open() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    Ok(socket)
+}
+
+fn message(kind: u16, flags: u16, family: Family, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; 4];
+    bytes.extend_from_slice(&(SUBSYS | kind).to_ne_bytes());
+    bytes.extend_from_slice(&flags.to_ne_bytes());
+    bytes.extend_from_slice(&1u32.to_ne_bytes());
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(&[family.number(), 0, 0, 0]);
+    bytes.extend_from_slice(payload);
+    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    bytes[..4].copy_from_slice(&length.to_ne_bytes());
+    bytes
+}
+
+/// All UDP flows of a family.
+fn flows(socket: &Socket, family: Family) -> io::Result<Vec<Flow>> {
+    socket.send_to(&message(GET, 0x301, family, &[]), &SocketAddr::new(0, 0), 0)?;
+    let mut flows = Vec::new();
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        for (kind, _, body) in messages(&datagram) {
+            match kind {
+                3 => return Ok(flows),
+                2 => return Err(errno(body)),
+                _ => flows.extend(body.get(4..).and_then(|body| parse(family, body))),
+            }
+        }
+    }
+}
+
+fn errno(body: &[u8]) -> io::Error {
+    let code = body.get(..4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes);
+    io::Error::from_raw_os_error(-code)
+}
+
+fn parse(family: Family, body: &[u8]) -> Option<Flow> {
+    let original = attribute(body, TUPLE_ORIGINAL)?;
+    let reply = attribute(body, TUPLE_REPLY)?;
+    if attribute(attribute(original, 2)?, 1)?.first() != Some(&Protocol::Udp.number()) {
+        return None;
+    }
+    let (source, destination) = if family == Family::V4 { (1, 2) } else { (3, 4) };
+    let front = Front {
+        address: address(attribute(attribute(original, 1)?, destination)?)?,
+        protocol: Protocol::Udp,
+        port: port(attribute(attribute(original, 2)?, 3)?)?,
+    };
+    let answers = Backend {
+        address: address(attribute(attribute(reply, 1)?, source)?)?,
+        port: port(attribute(attribute(reply, 2)?, 2)?)?,
+    };
+    Some(Flow { front, answers, raw: original.to_vec() })
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from).ok();
+    v4.or_else(|| <[u8; 16]>::try_from(bytes).map(IpAddr::from).ok())
+}
+
+fn port(bytes: &[u8]) -> Option<u16> {
+    bytes.try_into().ok().map(u16::from_be_bytes)
+}
+
+fn delete(socket: &Socket, family: Family, flow: &Flow) -> io::Result<()> {
+    let length = u16::try_from(flow.raw.len() + 4).map_err(io::Error::other)?;
+    let mut payload = length.to_ne_bytes().to_vec();
+    payload.extend_from_slice(&(TUPLE_ORIGINAL | 0x8000).to_ne_bytes());
+    payload.extend_from_slice(&flow.raw);
+    payload.resize(payload.len().next_multiple_of(4), 0);
+    socket.send_to(&message(DELETE, 5, family, &payload), &SocketAddr::new(0, 0), 0)?;
+    let (datagram, _) = socket.recv_from_full()?;
+    let answer = messages(&datagram).find(|(kind, _, _)| *kind == 2).map(|(_, _, body)| errno(body));
+    match answer {
+        // It may have ended by itself meanwhile.
+        Some(error) if !matches!(error.raw_os_error(), Some(0 | libc::ENOENT)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exactly_the_flows_that_nobody_answers_are_stale() {
+        let front = Front { address: [10, 96, 0, 10].into(), protocol: Protocol::Udp, port: 53 };
+        let backend = |n: u8| Backend { address: [10, 0, 0, n].into(), port: 5353 };
+        let flow = |answers| Flow { front, answers, raw: Vec::new() };
+        let own = Backend { address: front.address, port: front.port };
+        let touched = BTreeSet::from([front]);
+        let (one, none) = ([backend(1)], []);
+        for (what, answers, backends, stale) in [
+            ("a living endpoint", backend(1), Some(&one[..]), false),
+            ("a dead endpoint", backend(2), Some(&one[..]), true),
+            ("never translated, now served", own, Some(&one[..]), true),
+            ("never translated, not served", own, Some(&none[..]), false),
+            ("translated, nobody serves now", backend(1), Some(&none[..]), true),
+            ("translated, Service gone", backend(1), None, true),
+        ] {
+            assert_eq!(is_stale(&flow(answers), &touched, |_| backends), stale, "{what}");
+        }
+        assert!(
+            !is_stale(&flow(backend(2)), &BTreeSet::new(), |_| Some(&one[..])),
+            "an untouched front keeps its flows"
+        );
+    }
+}

@@ -1,0 +1,319 @@
+//! Which volumes a pod needs, and what has to be done for each. Pure.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, Volume, VolumeMount};
+
+use super::host_path;
+use crate::ids::ObjectKey;
+use crate::objects::ObjectRef;
+use crate::quantity::Quantity;
+
+/// `defaultMode` of volumes of the API.
+const DEFAULT_MODE: u32 = 0o644;
+
+/// A volume that a container of the pod mounts.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Wanted {
+    pub(super) name: String,
+    pub(super) source: Source,
+    /// Directories that are mount points of other volumes inside this one.
+    pub(super) nested: BTreeSet<String>,
+}
+
+/// What a volume is made of.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Source {
+    EmptyDir {
+        medium: Medium,
+        /// `sizeLimit` in bytes.
+        limit: Option<u64>,
+    },
+    HostPath {
+        path: String,
+        kind: host_path::Kind,
+    },
+    /// Files that the agent writes and replaces together.
+    Atomic(Atomic),
+    /// Why the volume cannot be set up.
+    Refused(String),
+}
+
+/// Where an emptyDir is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Medium {
+    Disk,
+    Memory,
+}
+
+/// A volume of files from the API.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Atomic {
+    /// Directory below `volumes/`.
+    pub(super) plugin: &'static str,
+    pub(super) medium: Medium,
+    /// `defaultMode`.
+    pub(super) mode: u32,
+    pub(super) pieces: Vec<Piece>,
+}
+
+/// One source of files; a projected volume has several.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Piece {
+    ConfigMap { name: String, items: Vec<KeyToPath>, optional: bool },
+    Secret { name: String, items: Vec<KeyToPath>, optional: bool },
+    Downward { items: Vec<DownwardAPIVolumeFile> },
+    Token { audience: String, expiration_seconds: i64, path: String },
+    Refused(String),
+}
+
+impl Source {
+    /// Directory of the plugin below `volumes/`; `None` for volumes that are not in the pod's directory.
+    pub(super) fn plugin(&self) -> Option<&'static str> {
+        match self {
+            Self::EmptyDir { .. } => Some("kubernetes.io~empty-dir"),
+            Self::Atomic(atomic) => Some(atomic.plugin),
+            Self::HostPath { .. } | Self::Refused(_) => None,
+        }
+    }
+}
+
+/// What was found on disk for a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Observed {
+    /// The marker that kubelet writes when a setup was finished.
+    pub(super) ready: bool,
+    /// The directory exists.
+    pub(super) exists: bool,
+    /// The directory is the root of a mount.
+    pub(super) mounted: bool,
+}
+
+/// What has to be done for a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Nothing: it is there and belongs to the containers now.
+    Keep,
+    /// Create the directory; mount a tmpfs on it if it is on memory and none is mounted.
+    SetUp,
+}
+
+/// Compares a directory with what is wanted: what a container may have written in is never set up again.
+pub(super) fn step(medium: Medium, observed: Observed) -> Step {
+    let there = match medium {
+        Medium::Disk => observed.exists,
+        Medium::Memory => observed.exists && observed.mounted,
+    };
+    if observed.ready && there { Step::Keep } else { Step::SetUp }
+}
+
+/// Size of a tmpfs: the least of the volume's limit, the pod's memory limit and what the node gives to pods.
+pub(super) fn tmpfs_size(limit: Option<u64>, pod_limit: Option<u64>, allocatable: Option<u64>) -> Option<u64> {
+    [limit, pod_limit, allocatable].into_iter().flatten().filter(|size| *size > 0).min()
+}
+
+/// The volumes that containers of the pod mount; others are not set up, as kubelet does not.
+pub(super) fn wanted(pod: &Pod) -> Vec<Wanted> {
+    let mounts: Vec<&[VolumeMount]> = container_mounts(pod);
+    let devices = device_names(pod);
+    let used: BTreeSet<&str> = mounts.iter().flat_map(|m| m.iter().map(|m| m.name.as_str())).chain(devices).collect();
+    let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
+    volumes
+        .iter()
+        .filter(|volume| used.contains(volume.name.as_str()))
+        .map(|volume| Wanted {
+            name: volume.name.clone(),
+            source: source(volume),
+            nested: nested_mount_points(&volume.name, &mounts),
+        })
+        .collect()
+}
+
+/// Names of the volumes that containers mount and whose containers must not write to them.
+pub(super) fn is_read_only(source: &Source) -> bool {
+    matches!(source, Source::Atomic(_))
+}
+
+/// The ConfigMaps and Secrets of the pod's volumes.
+pub(super) fn object_refs(pod: &Pod) -> Vec<ObjectRef> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+    let mut refs = BTreeSet::new();
+    for volume in wanted(pod) {
+        let Source::Atomic(atomic) = volume.source else { continue };
+        for piece in atomic.pieces {
+            match piece {
+                Piece::ConfigMap { name, .. } => refs.insert(ObjectRef::ConfigMap(ObjectKey::new(namespace, name))),
+                Piece::Secret { name, .. } => refs.insert(ObjectRef::Secret(ObjectKey::new(namespace, name))),
+                Piece::Downward { .. } | Piece::Token { .. } | Piece::Refused(_) => false,
+            };
+        }
+    }
+    refs.into_iter().collect()
+}
+
+/// `securityContext.fsGroup`.
+pub(super) fn fs_group(pod: &Pod) -> Option<u32> {
+    let group = pod.spec.as_ref()?.security_context.as_ref()?.fs_group?;
+    u32::try_from(group).ok()
+}
+
+/// The user that all containers run as, if they are told to and it is one.
+pub(super) fn common_user(pod: &Pod) -> Option<u32> {
+    let spec = pod.spec.as_ref()?;
+    let of_pod = spec.security_context.as_ref().and_then(|c| c.run_as_user);
+    let init = spec.init_containers.iter().flatten().map(|c| c.security_context.as_ref());
+    let regular = spec.containers.iter().map(|c| c.security_context.as_ref());
+    let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| c.security_context.as_ref());
+    let mut users = init.chain(regular).chain(ephemeral).map(|c| c.and_then(|c| c.run_as_user).or(of_pod));
+    let first = users.next()??;
+    users.all(|user| user == Some(first)).then(|| u32::try_from(first).ok())?
+}
+
+fn container_mounts(pod: &Pod) -> Vec<&[VolumeMount]> {
+    let Some(spec) = pod.spec.as_ref() else { return Vec::new() };
+    let init = spec.init_containers.iter().flatten().map(|c| c.volume_mounts.as_deref());
+    let regular = spec.containers.iter().map(|c| c.volume_mounts.as_deref());
+    let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| c.volume_mounts.as_deref());
+    init.chain(regular).chain(ephemeral).flatten().collect()
+}
+
+fn device_names(pod: &Pod) -> Vec<&str> {
+    let Some(spec) = pod.spec.as_ref() else { return Vec::new() };
+    let init = spec.init_containers.iter().flatten().flat_map(|c| c.volume_devices.iter().flatten());
+    let regular = spec.containers.iter().flat_map(|c| c.volume_devices.iter().flatten());
+    init.chain(regular).map(|d| d.name.as_str()).collect()
+}
+
+/// Paths in `volume` where a container mounts something else: the runtime cannot create them in a read-only volume.
+/// Of nested ones only the outermost.
+fn nested_mount_points(volume: &str, containers: &[&[VolumeMount]]) -> BTreeSet<String> {
+    let clean = |path: &str| path.split('/').filter(|c| !c.is_empty() && *c != ".").map(str::to_owned).collect();
+    let mut found = BTreeSet::new();
+    for mounts in containers {
+        let paths: Vec<(&str, Vec<String>)> = mounts.iter().map(|m| (m.name.as_str(), clean(&m.mount_path))).collect();
+        for (_, own) in paths.iter().filter(|(name, _)| *name == volume) {
+            let below = |outer: &[String], inner: &[String]| inner.len() > outer.len() && inner.starts_with(outer);
+            for (_, inner) in paths.iter().filter(|(_, path)| below(own, path)) {
+                let is_outermost = !paths.iter().any(|(_, other)| below(own, other) && below(other, inner));
+                let relative = &inner[own.len()..];
+                if is_outermost && !relative.iter().any(|c| c == "..") {
+                    found.insert(relative.join("/"));
+                }
+            }
+        }
+    }
+    found
+}
+
+fn source(volume: &Volume) -> Source {
+    if let Some(empty) = &volume.empty_dir {
+        return empty_dir(empty.medium.as_deref().unwrap_or_default(), empty.size_limit.as_ref().map(|q| q.0.as_str()));
+    }
+    if let Some(host) = &volume.host_path {
+        let text = host.type_.as_deref().unwrap_or_default();
+        return match host_path::Kind::parse(text) {
+            Some(kind) => Source::HostPath { path: host.path.clone(), kind },
+            None => Source::Refused(format!("{text} is an invalid volume type")),
+        };
+    }
+    let atomic = |plugin, medium, mode: Option<i32>, pieces| {
+        let mode = mode.and_then(|m| u32::try_from(m).ok()).unwrap_or(DEFAULT_MODE);
+        Source::Atomic(Atomic { plugin, medium, mode, pieces })
+    };
+    if let Some(map) = &volume.config_map {
+        let piece = Piece::ConfigMap {
+            name: map.name.clone(),
+            items: map.items.clone().unwrap_or_default(),
+            optional: map.optional == Some(true),
+        };
+        return atomic("kubernetes.io~configmap", Medium::Disk, map.default_mode, vec![piece]);
+    }
+    if let Some(secret) = &volume.secret {
+        let piece = Piece::Secret {
+            name: secret.secret_name.clone().unwrap_or_default(),
+            items: secret.items.clone().unwrap_or_default(),
+            optional: secret.optional == Some(true),
+        };
+        return atomic("kubernetes.io~secret", Medium::Memory, secret.default_mode, vec![piece]);
+    }
+    if let Some(downward) = &volume.downward_api {
+        let piece = Piece::Downward { items: downward.items.clone().unwrap_or_default() };
+        return atomic("kubernetes.io~downward-api", Medium::Memory, downward.default_mode, vec![piece]);
+    }
+    if let Some(projected) = &volume.projected {
+        return atomic("kubernetes.io~projected", Medium::Memory, projected.default_mode, pieces(projected));
+    }
+    Source::Refused(refusal(volume))
+}
+
+fn empty_dir(medium: &str, limit: Option<&str>) -> Source {
+    let limit = limit.and_then(|l| Quantity::parse(l).ok()).and_then(|q| u64::try_from(q.value()).ok());
+    match medium {
+        "" => Source::EmptyDir { medium: Medium::Disk, limit },
+        "Memory" => Source::EmptyDir { medium: Medium::Memory, limit },
+        huge if huge.starts_with("HugePages") => {
+            Source::Refused(format!("emptyDir medium {huge:?} is not supported by this node agent yet"))
+        }
+        other => Source::Refused(format!("unknown storage medium {other:?}")),
+    }
+}
+
+fn pieces(projected: &ProjectedVolumeSource) -> Vec<Piece> {
+    let sources = projected.sources.iter().flatten();
+    sources
+        .map(|source| {
+            if let Some(map) = &source.config_map {
+                let items = map.items.clone().unwrap_or_default();
+                return Piece::ConfigMap { name: map.name.clone(), items, optional: map.optional == Some(true) };
+            }
+            if let Some(secret) = &source.secret {
+                let items = secret.items.clone().unwrap_or_default();
+                return Piece::Secret { name: secret.name.clone(), items, optional: secret.optional == Some(true) };
+            }
+            if let Some(downward) = &source.downward_api {
+                return Piece::Downward { items: downward.items.clone().unwrap_or_default() };
+            }
+            if let Some(token) = &source.service_account_token {
+                return Piece::Token {
+                    audience: token.audience.clone().unwrap_or_default(),
+                    // The API's default: one hour.
+                    expiration_seconds: token.expiration_seconds.unwrap_or(3600),
+                    path: token.path.clone(),
+                };
+            }
+            let what = if source.cluster_trust_bundle.is_some() {
+                "clusterTrustBundle"
+            } else if source.pod_certificate.is_some() {
+                "podCertificate"
+            } else {
+                "of this kind"
+            };
+            Piece::Refused(format!("projected sources {what} are not supported by this node agent yet"))
+        })
+        .collect()
+}
+
+/// Why a volume of another type cannot be mounted. kubelet says `no volume plugin matched` for types that it has no
+/// plugin for; types that it has are named.
+fn refusal(volume: &Volume) -> String {
+    let what = if volume.persistent_volume_claim.is_some() {
+        "persistentVolumeClaim"
+    } else if volume.ephemeral.is_some() {
+        "ephemeral"
+    } else if volume.csi.is_some() {
+        "csi"
+    } else if volume.nfs.is_some() {
+        "nfs"
+    } else if volume.image.is_some() {
+        "image"
+    } else if volume.iscsi.is_some() {
+        "iscsi"
+    } else if volume.fc.is_some() {
+        "fc"
+    } else if volume.git_repo.is_some() {
+        return "gitRepo volumes are disabled (CVE-2024-10220): clone in an init container instead".to_owned();
+    } else {
+        return format!("no volume plugin matched name: {}", volume.name);
+    };
+    format!("no volume plugin matched: {what} volumes are not supported by this node agent yet")
+}

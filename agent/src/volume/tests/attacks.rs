@@ -1,0 +1,171 @@
+//! What containers do to make the agent touch files of the host (CVE-2017-1002101, CVE-2017-1002102, CVE-2021-25741).
+
+use std::os::fd::AsFd;
+
+use super::*;
+
+#[tokio::test]
+async fn a_subpath_never_leaves_its_volume() {
+    let node = Node::new();
+    let outside = node.root.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    let pod = make_pod(json!([{"name": "disk", "emptyDir": {}}]));
+    let volume = node.ensure(&pod).await.unwrap().host_path("disk").unwrap().to_owned();
+    symlink(&outside, volume.join("absolute")).unwrap();
+    symlink("../../../../../../outside", volume.join("relative")).unwrap();
+    symlink("/proc/self/root", volume.join("magic")).unwrap();
+    for subpath in ["absolute", "absolute/x", "relative", "relative/new", "magic/etc", "../x", "/etc", "a/../../x"] {
+        let error = node.volumes.prepare_subpath(node.subpath("disk", subpath)).await.unwrap_err();
+        assert!(matches!(error, VolumeError::SubPath { .. }), "{subpath}: {error}");
+    }
+    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
+}
+
+/// CVE-2017-1002101, CVE-2021-25741: a container exchanges a directory and a symlink while its subPath is mounted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subpath_that_is_exchanged_for_a_symlink_stays_in_its_volume() {
+    let node = Node::new();
+    let outside = node.root.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(outside.join("host-file"), "").unwrap();
+    let pod = make_pod(json!([{"name": "disk", "emptyDir": {}}]));
+    let volume = node.ensure(&pod).await.unwrap().host_path("disk").unwrap().to_owned();
+    std::fs::create_dir(volume.join("dir")).unwrap();
+    symlink(&outside, volume.join("link")).unwrap();
+    let done = Arc::new(AtomicBool::new(false));
+    let attacker = {
+        let (volume, done) = (Dir::open(&volume).unwrap(), Arc::clone(&done));
+        std::thread::spawn(move || {
+            while !done.load(Ordering::Relaxed) {
+                let flags = rustix::fs::RenameFlags::EXCHANGE;
+                rustix::fs::renameat_with(&volume, "dir", &volume, "link", flags).unwrap();
+            }
+        })
+    };
+    let (mut mounted, mut refused) = (0, 0);
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while (mounted < 100 || refused < 100) && std::time::Instant::now() < deadline {
+        match node.volumes.prepare_subpath(node.subpath("disk", "dir")).await {
+            Ok(path) => {
+                assert!(!path.join("host-file").exists(), "the host is visible in the container");
+                mounted += 1;
+            }
+            Err(VolumeError::SubPath { .. }) => refused += 1,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    done.store(true, Ordering::Relaxed);
+    attacker.join().unwrap();
+    assert!(mounted >= 100 && refused >= 100, "both sides of the race were seen: {mounted}, {refused}");
+    node.volumes.remove(&PodUid::new("u1")).await.unwrap();
+    assert!(outside.join("host-file").exists());
+}
+
+/// CVE-2017-1002102: what a container planted makes the agent delete files of the host.
+#[tokio::test]
+async fn teardown_follows_nothing_that_a_container_planted() {
+    let node = Node::new();
+    let outside = node.root.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(outside.join("canary"), "").unwrap();
+    node.objects.maps.lock().unwrap().insert("m".to_owned(), json!({"data": {"a": "1"}}));
+    let pod = make_pod(json!([{"name": "disk", "emptyDir": {}}, {"name": "map", "configMap": {"name": "m"}}]));
+    let placed = node.ensure(&pod).await.unwrap();
+    let disk = placed.host_path("disk").unwrap();
+    symlink(&outside, disk.join("link")).unwrap();
+    std::fs::hard_link(outside.join("canary"), disk.join("hard")).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, disk.join("pipe"), rustix::fs::FileType::Fifo, 0o666.into(), 0).unwrap();
+    let map = placed.host_path("map").unwrap();
+    std::fs::remove_file(map.join("..data")).unwrap();
+    symlink(&outside, map.join("..data")).unwrap();
+    symlink(&outside, map.join("..2000_planted")).unwrap();
+    node.objects.maps.lock().unwrap().insert("m".to_owned(), json!({"data": {"a": "2"}}));
+    node.ensure(&pod).await.unwrap();
+    assert!(outside.join("canary").exists(), "an update");
+    node.volumes.remove(&PodUid::new("u1")).await.unwrap();
+    assert!(outside.join("canary").exists(), "a removal");
+    assert!(!node.volumes.pod_dir(&PodUid::new("u1")).exists());
+}
+
+#[tokio::test]
+async fn a_directory_as_deep_as_a_container_can_make_it_is_removed() {
+    let node = Node::new();
+    let pod = make_pod(json!([{"name": "disk", "emptyDir": {}}]));
+    let volume = node.ensure(&pod).await.unwrap().host_path("disk").unwrap().to_owned();
+    let mut at = Dir::open(&volume).unwrap();
+    for _ in 0..3000 {
+        std::fs::write(at.path().join("never"), "").unwrap_or_default();
+        rustix::fs::mkdirat(&at, "d", 0o777.into()).unwrap();
+        // The path would be too long for the kernel; only the handle is used.
+        at = Dir::from_fd(
+            rustix::fs::openat(&at, "d", rustix::fs::OFlags::DIRECTORY, 0.into()).unwrap(),
+            volume.clone(),
+        );
+    }
+    drop(at);
+    node.volumes.remove(&PodUid::new("u1")).await.unwrap();
+    assert!(!node.volumes.pod_dir(&PodUid::new("u1")).exists());
+}
+
+#[test]
+fn the_walk_does_not_cross_a_mount() {
+    let node = Node::new();
+    let base = node.root.path().join("tree");
+    std::fs::create_dir_all(base.join("inner/mounted")).unwrap();
+    let target = Dir::open(&base.join("inner/mounted")).unwrap();
+    mount::mount_tmpfs(&target, Some(1 << 20)).unwrap();
+    std::fs::write(base.join("inner/mounted/data"), "").unwrap();
+    std::fs::write(base.join("inner/file"), "").unwrap();
+    let mut left = Vec::new();
+    let parent = Dir::open(node.root.path()).unwrap();
+    remove::remove_tree(&parent, c"tree", remove::Contents::Everything, &mut left);
+    assert_eq!(left.len(), 1, "{left:?}");
+    assert!(left[0].contains("inner/mounted is a mount"), "{left:?}");
+    assert!(base.join("inner/mounted/data").exists());
+    assert!(!base.join("inner/file").exists(), "the rest goes");
+}
+
+#[tokio::test]
+async fn a_mount_that_a_container_left_is_detached_and_its_source_is_kept() {
+    let node = Node::new();
+    let precious = node.root.path().join("precious");
+    std::fs::create_dir(&precious).unwrap();
+    std::fs::write(precious.join("data"), "").unwrap();
+    let pod = make_pod(json!([{"name": "disk", "emptyDir": {}}]));
+    let volume = node.ensure(&pod).await.unwrap().host_path("disk").unwrap().to_owned();
+    std::fs::create_dir_all(volume.join("a b/c")).unwrap();
+    let (source, target) = (Dir::open(&precious).unwrap(), Dir::open(&volume.join("a b/c")).unwrap());
+    mount::bind(source.as_fd(), target.as_fd()).unwrap();
+    drop(target);
+    assert!(volume.join("a b/c/data").exists());
+    node.volumes.remove(&PodUid::new("u1")).await.unwrap();
+    assert!(precious.join("data").exists());
+    assert!(!node.volumes.pod_dir(&PodUid::new("u1")).exists());
+}
+
+#[tokio::test]
+async fn files_of_a_plugin_that_is_not_ours_are_kept_and_reported() {
+    let node = Node::new();
+    node.ensure(&make_pod(json!([{"name": "disk", "emptyDir": {}}]))).await.unwrap();
+    let dir = node.volumes.pod_dir(&PodUid::new("u1"));
+    let foreign = dir.join("volumes/kubernetes.io~csi/pvc-1");
+    std::fs::create_dir_all(foreign.join("mount")).unwrap();
+    std::fs::write(foreign.join("vol_data.json"), "{}").unwrap();
+    let error = node.volumes.remove(&PodUid::new("u1")).await.unwrap_err();
+    assert!(error.to_string().contains("vol_data.json is kept"), "{error}");
+    assert!(foreign.join("vol_data.json").exists());
+    std::fs::remove_file(foreign.join("vol_data.json")).unwrap();
+    node.volumes.remove(&PodUid::new("u1")).await.unwrap();
+    assert!(!dir.exists());
+}
+
+#[tokio::test]
+async fn names_that_leave_the_pods_directory_are_refused() {
+    let node = Node::new();
+    for uid in ["", ".", "..", "../x", "a/b"] {
+        let error = node.volumes.remove(&PodUid::new(uid)).await.unwrap_err();
+        assert!(matches!(error, VolumeError::Name { .. }), "{uid}: {error}");
+    }
+    let uid = PodUid::new("u1");
+    assert!(node.volumes.termination_log(&uid, "../../x", "1").await.is_err());
+}

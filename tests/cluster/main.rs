@@ -1,0 +1,6 @@
+//! Control-plane tier: the agent joined to a real API server, with the real controllers and scheduler. Needs root.
+// The futures of tonic's calls are large and live in a test's own task: boxing them one by one would only hide the steps.
+#![allow(clippy::large_futures)]
+
+mod api;
+mod harness_itself;

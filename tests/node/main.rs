@@ -1,0 +1,5 @@
+//! Node tier: the agent alone, with real containerd, runc, CNI and nftables, in a namespace of its own. Needs root.
+// The futures of tonic's calls are large and live in a test's own task: boxing them one by one would only hide the steps.
+#![allow(clippy::large_futures)]
+
+mod harness_itself;

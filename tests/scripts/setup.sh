@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Installs what building and testing need on Debian and builds the Go programs. Safe to run again.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+# program:package
+missing=()
+for need in containerd:containerd runc:runc nft:nftables conntrack:conntrack busybox:busybox-static ip:iproute2 \
+  bash-static:bash-static jq:jq curl:curl gcc:gcc tar:tar; do
+  command -v "${need%%:*}" >/dev/null || missing+=("${need##*:}")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  echo "installing ${missing[*]}" >&2
+  command -v apt-get >/dev/null || { echo "setup: needs ${missing[*]}; this script installs only with apt-get" >&2; exit 1; }
+  export DEBIAN_FRONTEND=noninteractive
+  # A distribution's containerd must not be started by the installation: tests start their own.
+  apt-get update -q >&2
+  apt-get install -q -y --no-install-recommends "${missing[@]}" >&2
+fi
+command -v cargo >/dev/null || { echo "setup: needs Rust: https://rustup.rs (rust-toolchain.toml pins the version)" >&2; exit 1; }
+cargo fmt --version >/dev/null && cargo clippy --version >/dev/null
+tests/scripts/programs.sh
+tests/scripts/images.sh

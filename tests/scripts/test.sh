@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Runs test tiers and prints one closing line, "N passed, N failed", over all of them.
+#   test.sh TIER...   with TIER one of unit, kernel, node, cluster
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+passed=0 failed=0
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+# suite NAME COMMAND...: one cargo test command; a run that ends without results counts as one failure.
+suite() {
+  local name=$1 p f rc
+  shift
+  echo "== $name"
+  "$@" 2>&1 | tee "$log"
+  rc=${PIPESTATUS[0]}
+  p=$(sed -n 's/^test result: .* \([0-9]*\) passed; .*/\1/p' "$log" | awk '{ n += $1 } END { print n + 0 }')
+  f=$(sed -n 's/^test result: .* passed; \([0-9]*\) failed.*/\1/p' "$log" | awk '{ n += $1 } END { print n + 0 }')
+  if [ "$rc" -ne 0 ] && [ "$f" -eq 0 ]; then f=1; fi
+  passed=$((passed + p)) failed=$((failed + f))
+}
+for tier in "$@"; do
+  case $tier in
+  unit) suite "unit: pure code and fakes" cargo test --locked --workspace --lib --bins --exclude nodelet-tests --no-fail-fast
+        suite "unit: descriptors" cargo test --locked -p nodelet-proto --tests --no-fail-fast
+        suite "unit: harness" cargo test --locked -p nodelet-tests --lib --no-fail-fast ;;
+  kernel) suite "kernel: nftables and CNI" cargo test --locked -p nodelet-tests --test services --test cni --no-fail-fast ;;
+  node) suite "node: build" cargo build --locked -p nodelet -p nodelet-cni
+        suite "node: contract and agent alone" cargo test --locked -p nodelet-tests --test contract --test node --no-fail-fast ;;
+  cluster) suite "cluster: build" cargo build --locked -p nodelet -p nodelet-cni
+        suite "cluster: agent joined" cargo test --locked -p nodelet-tests --test cluster --no-fail-fast -- --test-threads=1 ;;
+  *) echo "test.sh: no tier $tier; there are unit, kernel, node, cluster" >&2; exit 64 ;;
+  esac
+done
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
