@@ -18,7 +18,7 @@ demo: ## two web pods and a Service, alone (KEEP=1 leaves them running)
 demo-stop: ## stop what KEEP=1 left running
 	@tests/scripts/demo.sh stop
 test: setup ## all tiers; ends with "N passed, N failed"
-	@tests/scripts/test.sh unit kernel node cluster
+	@tests/scripts/test.sh lint unit kernel node cluster
 test-unit: ## pure code and fakes: no privilege
 	@tests/scripts/test.sh unit
 test-kernel: ## nftables and CNI in network namespaces: root

@@ -2,10 +2,10 @@
 # Installs what building and testing need on Debian and builds the Go programs. Safe to run again.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-# program:package
+# program:package (protoc: containerd-client's build script runs it)
 missing=()
 for need in containerd:containerd runc:runc nft:nftables conntrack:conntrack busybox:busybox-static ip:iproute2 \
-  bash-static:bash-static jq:jq curl:curl gcc:gcc tar:tar; do
+  bash-static:bash-static jq:jq curl:curl gcc:gcc tar:tar protoc:protobuf-compiler; do
   command -v "${need%%:*}" >/dev/null || missing+=("${need##*:}")
 done
 if [ ${#missing[@]} -gt 0 ]; then

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs test tiers and prints one closing line, "N passed, N failed", over all of them.
-#   test.sh TIER...   with TIER one of unit, kernel, node, cluster
+#   test.sh TIER...   with TIER one of lint, unit, kernel, node, cluster
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 passed=0 failed=0
@@ -18,17 +18,26 @@ suite() {
   if [ "$rc" -ne 0 ] && [ "$f" -eq 0 ]; then f=1; fi
   passed=$((passed + p)) failed=$((failed + f))
 }
+# check NAME COMMAND...: something that is right or wrong as a whole; it counts as one.
+check() {
+  echo "== $1"
+  shift
+  if "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+}
+# Cargo does not build the binaries of other packages for a test, so every tier starts with them.
+suite "build" cargo build --locked -p nodelet -p nodelet-cni
 for tier in "$@"; do
   case $tier in
+  lint) check "lint: formatting" cargo fmt --all --check
+        check "lint: clippy" cargo clippy --locked --workspace --all-targets -- -D warnings
+        check "lint: licences, sources and banned crates" make --no-print-directory deny ;;
   unit) suite "unit: pure code and fakes" cargo test --locked --workspace --lib --bins --exclude nodelet-tests --no-fail-fast
         suite "unit: descriptors" cargo test --locked -p nodelet-proto --tests --no-fail-fast
         suite "unit: harness" cargo test --locked -p nodelet-tests --lib --no-fail-fast ;;
   kernel) suite "kernel: nftables and CNI" cargo test --locked -p nodelet-tests --test services --test cni --no-fail-fast ;;
-  node) suite "node: build" cargo build --locked -p nodelet -p nodelet-cni
-        suite "node: contract and agent alone" cargo test --locked -p nodelet-tests --test contract --test node --no-fail-fast ;;
-  cluster) suite "cluster: build" cargo build --locked -p nodelet -p nodelet-cni
-        suite "cluster: agent joined" cargo test --locked -p nodelet-tests --test cluster --no-fail-fast -- --test-threads=1 ;;
-  *) echo "test.sh: no tier $tier; there are unit, kernel, node, cluster" >&2; exit 64 ;;
+  node) suite "node: contract and agent alone" cargo test --locked -p nodelet-tests --test contract --test node --no-fail-fast ;;
+  cluster) suite "cluster: agent joined" cargo test --locked -p nodelet-tests --test cluster --no-fail-fast -- --test-threads=1 ;;
+  *) echo "test.sh: no tier $tier; there are lint, unit, kernel, node, cluster" >&2; exit 64 ;;
   esac
 done
 echo "$passed passed, $failed failed"
