@@ -58,6 +58,16 @@ struct Entry {
     forgotten: bool,
 }
 
+impl Entry {
+    /// Asks for the acknowledged status again, unless a newer one waits. False when there is nothing to write.
+    fn write_again(&mut self) -> bool {
+        if self.pending.is_none() {
+            self.pending = self.acknowledged.take();
+        }
+        self.pending.is_some()
+    }
+}
+
 struct Shared {
     client: kube::Client,
     entries: Mutex<HashMap<PodUid, Entry>>,
@@ -119,11 +129,8 @@ impl StatusWriter {
         let status = encode(pod);
         let differs = entry.base.as_ref().is_some_and(|base| base.status != status);
         entry.base = Some(Base { status, version });
-        if differs
-            && entry.pending.is_none()
-            && let Some(status) = entry.acknowledged.take()
-        {
-            entry.pending = Some(status);
+        // While a request is under way, what the watch shows may be that request's own effect: `acknowledge` looks again.
+        if differs && !entry.working && entry.write_again() {
             self.start(pod_ref, entry);
         }
     }
@@ -222,10 +229,15 @@ fn acknowledge(shared: &Shared, pod: &PodRef, status: Box<PodStatus>, answer: &P
     let mut entries = shared.lock();
     let Some(entry) = entries.get_mut(&pod.uid) else { return };
     entry.acknowledged = Some(status);
-    if let Some((_, version)) = identify(answer)
-        && entry.base.as_ref().is_none_or(|base| base.version <= version)
-    {
-        entry.base = Some(Base { status: encode(answer), version });
+    let Some((_, version)) = identify(answer) else { return };
+    match &entry.base {
+        // Somebody wrote after us, and the watch was faster than the answer.
+        Some(base) if base.version > version => {
+            if base.status != encode(answer) {
+                entry.write_again();
+            }
+        }
+        Some(_) | None => entry.base = Some(Base { status: encode(answer), version }),
     }
 }
 
@@ -325,7 +337,6 @@ mod tests {
     #[tokio::test]
     async fn only_the_newest_status_is_sent() {
         let writer = writer();
-        let status = |phase: &str| PodStatus { phase: Some(phase.into()), ..PodStatus::default() };
         writer.publish(pod_ref(), status("Pending"));
         writer.publish(pod_ref(), status("Running"));
         let Some(Job::Patch(sent, _)) = next_job(&writer.shared, &pod_ref()) else { panic!("nothing to send") };
@@ -335,6 +346,44 @@ mod tests {
         put_back(&writer.shared, &pod_ref(), Job::Patch(sent, Value::Null));
         let Some(Job::Patch(sent, _)) = next_job(&writer.shared, &pod_ref()) else { panic!("nothing to send") };
         assert_eq!(sent.phase.as_deref(), Some("Succeeded"));
+    }
+
+    fn shown(version: &str, phase: &str) -> Pod {
+        let mut seen = pod(version, false);
+        seen.status = Some(status(phase));
+        seen
+    }
+
+    fn status(phase: &str) -> PodStatus {
+        PodStatus { phase: Some(phase.into()), ..PodStatus::default() }
+    }
+
+    /// The watch is often faster than the answer to the PATCH. The older acknowledged status was then written again, over
+    /// the newer one, and the pod stayed not ready at the API server.
+    #[tokio::test]
+    async fn a_write_under_way_is_not_undone_by_its_own_echo() {
+        let writer = writer();
+        let uid = pod_ref().uid;
+        writer.publish(pod_ref(), status("Pending"));
+        assert!(matches!(next_job(&writer.shared, &pod_ref()), Some(Job::Patch(..))));
+        acknowledge(&writer.shared, &pod_ref(), Box::new(status("Pending")), &shown("5", "Pending"));
+        writer.publish(pod_ref(), status("Running"));
+        assert!(matches!(next_job(&writer.shared, &pod_ref()), Some(Job::Patch(..))));
+        writer.observed(&shown("6", "Running"));
+        assert!(writer.shared.lock()[&uid].pending.is_none());
+        acknowledge(&writer.shared, &pod_ref(), Box::new(status("Running")), &shown("6", "Running"));
+        assert!(next_job(&writer.shared, &pod_ref()).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_foreign_write_that_the_watch_shows_before_our_answer_is_put_right() {
+        let writer = writer();
+        writer.publish(pod_ref(), status("Running"));
+        assert!(matches!(next_job(&writer.shared, &pod_ref()), Some(Job::Patch(..))));
+        writer.observed(&shown("7", "Failed"));
+        acknowledge(&writer.shared, &pod_ref(), Box::new(status("Running")), &shown("6", "Running"));
+        let Some(Job::Patch(sent, _)) = next_job(&writer.shared, &pod_ref()) else { panic!("nothing to send") };
+        assert_eq!(sent.phase.as_deref(), Some("Running"));
     }
 
     #[tokio::test]
