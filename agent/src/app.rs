@@ -142,8 +142,10 @@ async fn record_events(mut events: mpsc::Receiver<Event>, board: Arc<Board>, api
     while let Some(event) = events.recv().await {
         tracing::info!(reason = event.reason, subject = ?event.subject, "{}", event.message);
         board.ring.lock().unwrap_or_else(PoisonError::into_inner).record(&event, now());
-        if let Some(Err(error)) = api.as_ref().map(|api| api.try_send(event)) {
-            tracing::debug!(%error, "event not sent to the API server");
+        if let Some(api) = &api
+            && api.try_send(event).is_err()
+        {
+            tracing::debug!("event not sent to the API server: too many wait");
         }
     }
 }
