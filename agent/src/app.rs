@@ -25,6 +25,7 @@ pub mod facts;
 pub mod joined;
 pub mod pods;
 pub mod runtime_health;
+pub mod server;
 pub mod settings;
 
 use board::Board;

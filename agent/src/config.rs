@@ -135,6 +135,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// From the `KubeletConfiguration`.
     pub kubelet: Kubelet,
+    /// The same as it was given: file, drop-ins and flags, merged. `/configz` shows it.
+    pub kubelet_given: serde_json::Value,
     /// From the `KubeProxyConfiguration`.
     pub proxy: Proxy,
 }
@@ -147,6 +149,7 @@ pub fn load(flags: &Flags) -> Result<(Config, Vec<Problem>), Vec<Problem>> {
     let mut proxy_tree = dropins::proxy(flags.proxy_config.as_deref(), &mut findings);
     let has_file = flags.proxy_config.is_some();
     flags::overlay(&flags.fields, only_services, has_file, &mut kubelet_tree, &mut proxy_tree, &mut findings);
+    let kubelet_given = kubelet_tree.value();
     let mut kubelet = kubelet::read(Fields::new(kubelet_tree, &mut findings), &mut findings);
     let proxy = proxy::read(Fields::new(proxy_tree, &mut findings), &mut findings);
     warn_of_gates(&kubelet.feature_gates, &proxy.feature_gates, &mut findings);
@@ -175,6 +178,7 @@ pub fn load(flags: &Flags) -> Result<(Config, Vec<Problem>), Vec<Problem>> {
             None => Some("/etc/cni/net.d".into()),
         },
         kubelet,
+        kubelet_given,
         proxy,
     };
     if findings.errors.is_empty() { Ok((config, findings.warnings)) } else { Err(findings.errors) }

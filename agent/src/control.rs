@@ -36,6 +36,13 @@ pub const SOCKET: &str = "control.sock";
 pub trait View: Send + Sync + 'static {
     /// Pods with their current statuses.
     fn pods(&self) -> Vec<Pod>;
+    /// One pod with its current status.
+    fn pod(&self, namespace: &str, name: &str) -> Option<Pod> {
+        let is_it = |pod: &Pod| {
+            pod.metadata.namespace.as_deref() == Some(namespace) && pod.metadata.name.as_deref() == Some(name)
+        };
+        self.pods().into_iter().find(is_it)
+    }
     /// Services as the API writes them.
     fn services(&self) -> Vec<Value>;
     /// EndpointSlices as the API writes them.
@@ -185,14 +192,14 @@ async fn pod_logs(
     UrlPath((namespace, name)): UrlPath<(String, String)>,
     Query(query): Query<LogQuery>,
 ) -> Response {
-    let pod = view.pods().into_iter().find(|pod| {
-        pod.metadata.namespace.as_deref() == Some(&namespace) && pod.metadata.name.as_deref() == Some(&name)
-    });
-    let Some(pod) = pod else { return refuse(format!("pod {namespace}/{name} not found on this node")) };
-    let (container, attempt) = match choose_log(&pod, &query) {
-        Ok(chosen) => chosen,
-        Err(text) => return refuse(text),
+    let Some(pod) = view.pod(&namespace, &name) else {
+        return refuse(format!("pod {namespace}/{name} not found on this node"));
     };
+    let logs::choose::Chosen { container, attempt } =
+        match logs::choose::choose(&pod, query.container.as_deref(), query.previous) {
+            Ok(chosen) => chosen,
+            Err(refusal) => return refuse(refusal.to_string()),
+        };
     let directory = view.log_dir().join(crate::pod::sandbox_config::log_directory_name(&pod));
     let path = directory.join(crate::pod::container_config::log_path(&container, attempt));
     let since = query.since.and_then(|seconds| Timestamp::now().checked_sub(SignedDuration::from_secs(seconds)).ok());
@@ -206,7 +213,7 @@ async fn pod_logs(
     let (tx, rx) = mpsc::channel(4);
     let ended = {
         let (view, namespace, name) = (view.clone(), namespace.clone(), name.clone());
-        move || !runs(view.as_ref(), &namespace, &name, &container, attempt)
+        move || view.pod(&namespace, &name).is_none_or(|pod| !logs::choose::runs(&pod, &container, attempt))
     };
     tokio::spawn(logs::read(path, options, ended, tx));
     let stream = stream::unfold(rx, |mut rx| async move { rx.recv().await.map(|chunk| (chunk, rx)) });
@@ -215,53 +222,6 @@ async fn pod_logs(
 
 fn refuse(text: String) -> Response {
     (StatusCode::NOT_FOUND, text + "\n").into_response()
-}
-
-fn statuses(pod: &Pod) -> impl Iterator<Item = &k8s_openapi::api::core::v1::ContainerStatus> {
-    let status = pod.status.as_ref();
-    status.into_iter().flat_map(|s| {
-        let app = s.container_statuses.iter().flatten();
-        let init = s.init_container_statuses.iter().flatten();
-        app.chain(init).chain(s.ephemeral_container_statuses.iter().flatten())
-    })
-}
-
-/// The container and attempt whose log is wanted.
-fn choose_log(pod: &Pod, query: &LogQuery) -> Result<(String, u32), String> {
-    let names: Vec<&str> = crate::pod::spec::roles(pod).map(|(name, _)| name).collect();
-    let first = pod.spec.as_ref().and_then(|s| s.containers.first()).map(|c| c.name.as_str());
-    let name = query.container.as_deref().or(first).unwrap_or_default();
-    if !names.contains(&name) {
-        return Err(format!("container {name} is not in the pod; it has {}", names.join(", ")));
-    }
-    let not_found = || Err(format!("previous terminated container \"{name}\" not found"));
-    let Some(status) = statuses(pod).find(|s| s.name == name) else {
-        return if query.previous { not_found() } else { Ok((name.to_owned(), 0)) };
-    };
-    let attempt = u32::try_from(status.restart_count).unwrap_or(0);
-    let state = status.state.clone().unwrap_or_default();
-    let has_ended_before = status.last_state.as_ref().is_some_and(|last| last.terminated.is_some());
-    // While a container waits for its next start, the last attempt is at once the newest log and the previous one.
-    match (query.previous, state.running.is_some() || state.terminated.is_some(), has_ended_before) {
-        (false, true, _) | (_, false, true) => Ok((name.to_owned(), attempt)),
-        (true, true, true) => attempt.checked_sub(1).map_or_else(not_found, |before| Ok((name.to_owned(), before))),
-        (true, _, false) => not_found(),
-        (false, false, false) => {
-            let why = state.waiting.and_then(|waiting| waiting.reason).unwrap_or_else(|| "ContainerCreating".into());
-            let pod = pod.metadata.name.as_deref().unwrap_or_default();
-            Err(format!("container \"{name}\" in pod \"{pod}\" is waiting to start: {why}"))
-        }
-    }
-}
-
-fn runs(view: &dyn View, namespace: &str, name: &str, container: &str, attempt: u32) -> bool {
-    view.pods().iter().any(|pod| {
-        let this = pod.metadata.namespace.as_deref() == Some(namespace) && pod.metadata.name.as_deref() == Some(name);
-        this && statuses(pod).any(|s| {
-            let same = s.name == container && u32::try_from(s.restart_count) == Ok(attempt);
-            same && s.state.as_ref().is_some_and(|state| state.running.is_some())
-        })
-    })
 }
 
 #[cfg(test)]

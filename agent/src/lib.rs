@@ -46,6 +46,7 @@
 //! | writer (`api::status_writer`), one a pod with work | the newest status | PATCH of the difference, DELETE at the end |
 //! | event sender ([`api::events`]) | `Event` from the recorder, dropped when full | events at the API server |
 //! | heartbeat and lease ([`node`]), apart | facts, runtime health, own Node, timers | POST and PATCH of the Node; the lease |
+//! | kubelet API ([`server::serve`]), a task a connection and one a stream | TLS on 10250 | answers from the board, the runtime, log files |
 //! | network configuration (`app::joined`) | pod CIDRs of the own Node | the conflist, where there is none |
 //!
 //! # Threads
@@ -84,6 +85,7 @@ pub mod nft;
 pub mod node;
 pub mod pod;
 pub mod probe;
+pub mod server;
 pub mod service;
 pub mod volume;
 

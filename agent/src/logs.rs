@@ -283,5 +283,7 @@ async fn pump(
     }
 }
 
+pub mod choose;
+
 #[cfg(test)]
 mod tests;

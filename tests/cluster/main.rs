@@ -4,3 +4,4 @@
 
 mod api;
 mod harness_itself;
+mod server;

@@ -75,6 +75,21 @@ impl ControlPlane {
         self.file(&format!("node-{node}.kubeconfig"))
     }
 
+    /// The kubeconfig with all rights, for use on the [`Lan`].
+    pub fn admin_kubeconfig(&self) -> PathBuf {
+        self.file("admin.kubeconfig")
+    }
+
+    /// `kubectl WORDS` with all rights, as a command that runs on the [`Lan`].
+    pub fn kubectl(&self, words: &[&str]) -> anyhow::Result<Command> {
+        let mut command = Command::new(programs::built("kubectl")?);
+        command.arg("--kubeconfig").arg(self.admin_kubeconfig()).args(words);
+        // Its caches of discovery and its preferences are none of the machine's.
+        command.env("HOME", &self.directory);
+        self.lan.netns().enter(&mut command);
+        Ok(command)
+    }
+
     /// The kubeconfig of system:kube-proxy.
     pub fn proxy_kubeconfig(&self) -> PathBuf {
         self.file("kube-proxy.kubeconfig")
@@ -96,7 +111,7 @@ impl ControlPlane {
 
     /// A client with all rights, usable outside of the namespace.
     pub async fn client(&self) -> anyhow::Result<kube::Client> {
-        self.client_of(&self.file("admin.kubeconfig")).await
+        self.client_of(&self.admin_kubeconfig()).await
     }
 
     /// A client with the rights of a kubeconfig, usable outside of the namespace.

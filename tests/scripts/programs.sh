@@ -15,7 +15,7 @@ version="-X k8s.io/component-base/version.gitVersion=v1.37.2 -X k8s.io/component
   cd tests/go
   # The images hold nothing but the program, so these two may not need a C library.
   CGO_ENABLED=0 go build -ldflags "-s -w" -o ../../build/ ./cmd/echo ./cmd/pause
-  go build -ldflags "-s -w $version" -o ../../build/controlplane ./cmd/controlplane
+  go build -ldflags "-s -w $version" -o ../../build/ ./cmd/controlplane k8s.io/kubernetes/cmd/kubectl
 )
 (
   cd tests/go-containerd

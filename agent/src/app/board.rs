@@ -83,6 +83,17 @@ impl View for Board {
         pods.values().map(with_status).collect()
     }
 
+    fn pod(&self, namespace: &str, name: &str) -> Option<Pod> {
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_it = |pod: &Pod| {
+            pod.metadata.namespace.as_deref() == Some(namespace) && pod.metadata.name.as_deref() == Some(name)
+        };
+        // The newest of a name: the one before it may still be on its way out.
+        let found =
+            pods.values().filter(|(pod, _)| is_it(pod)).max_by_key(|(pod, _)| pod.metadata.creation_timestamp.clone());
+        found.map(|(pod, status)| Pod { status: Some(status.as_ref().clone()), ..pod.as_ref().clone() })
+    }
+
     fn services(&self) -> Vec<Value> {
         (self.services)().0
     }

@@ -85,6 +85,7 @@ pub async fn run(parts: Parts<'_>, kubeconfig: &Path) -> anyhow::Result<Joined> 
     let (objects_tx, changed) = mpsc::unbounded_channel();
     let objects = Arc::new(JoinedObjects::new(client.kube(), objects_tx, envs));
     let half = PodHalf::new(config, recorder.clone(), objects, board.clone(), addresses).await?;
+    super::server::start(config, client.kube(), half.runtime(), board.clone(), addresses, shutdown)?;
     let runtime: watch::Receiver<RuntimeHealth> = half.health();
     let settings = Arc::new(NodeSettings::new(config, KUBELET_VERSION));
     let inputs = NodeInputs { runtime, extras, shutdown: stopping, events: recorder };

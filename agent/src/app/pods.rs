@@ -86,6 +86,11 @@ impl PodHalf {
         Ok(Self { shared, probes, announced, health: watch::Sender::new(RuntimeHealth::unknown()) })
     }
 
+    /// The runtime's client.
+    pub fn runtime(&self) -> Runtime {
+        self.shared.runtime.clone()
+    }
+
     /// How the runtime does.
     pub fn health(&self) -> watch::Receiver<RuntimeHealth> {
         self.health.subscribe()

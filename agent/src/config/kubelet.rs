@@ -166,6 +166,8 @@ pub enum ChangeDetection {
 /// The kubelet API: certificate, authentication and authorization.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
+    /// Whether it is served.
+    pub enabled: bool,
     /// Certificate; made by the agent when absent.
     pub cert_file: Option<PathBuf>,
     /// Key of the certificate.
@@ -208,8 +210,7 @@ pub struct Logging {
 }
 
 /// Fields that exist and are not read, each with the value that asks for nothing: kubelet's default.
-const UNREAD: [Unread; 63] = [
-    ("enableServer", "true"),
+const UNREAD: [Unread; 62] = [
     ("syncFrequency", "1m0s"),
     ("fileCheckFrequency", "20s"),
     ("httpCheckFrequency", "20s"),
@@ -360,15 +361,7 @@ pub fn read(mut fields: Fields, f: &mut Findings) -> Kubelet {
 }
 
 /// Fields that are checked, and whose feature is still to come.
-const UNUSED: [&str; 7] = [
-    "tlsCertFile",
-    "tlsPrivateKeyFile",
-    "serverTLSBootstrap",
-    "shutdownGracePeriod",
-    "shutdownGracePeriodCriticalPods",
-    "authentication",
-    "authorization",
-];
+const UNUSED: [&str; 3] = ["serverTLSBootstrap", "shutdownGracePeriod", "shutdownGracePeriodCriticalPods"];
 
 fn warn_of_unused(all: &Fields, f: &mut Findings) {
     for name in UNUSED.into_iter().filter(|name| all.asks_for_something(name)) {

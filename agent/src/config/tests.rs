@@ -45,8 +45,7 @@ fn the_file_that_kubeadm_writes_is_taken_and_its_zeros_are_kubelets_defaults() {
     assert_eq!(kubelet.server.stream_idle, Duration::from_secs(4 * 3600));
     assert_eq!(kubelet.enforce, [kubelet::Enforce::Pods]);
     // What asks for something that does not exist yet is named; zeros are not.
-    let fields: Vec<&str> = warnings.iter().map(|w| w.field.as_str()).collect();
-    assert_eq!(fields, ["authentication", "authorization"], "{warnings:#?}");
+    assert!(warnings.is_empty(), "{warnings:#?}");
 }
 
 #[test]

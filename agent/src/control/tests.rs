@@ -19,37 +19,6 @@ fn status(restarts: u32, state: Value, last: Value) -> Value {
     json!({"name": "a", "image": "i", "imageID": "", "ready": false, "restartCount": restarts, "state": state, "lastState": last})
 }
 
-fn query(container: Option<&str>, previous: bool) -> LogQuery {
-    let container = container.map(str::to_owned);
-    LogQuery { container, previous, follow: false, tail: None, since: None, limit: None, timestamps: false }
-}
-
-#[test]
-fn the_log_of_the_right_attempt_is_chosen() {
-    let running = json!({"running": {}});
-    let ended = json!({"terminated": {"exitCode": 1}});
-    let waiting = json!({"waiting": {"reason": "CrashLoopBackOff"}});
-    for (text, status, previous, expected) in [
-        ("runs for the first time", status(0, running.clone(), json!({})), false, Ok(0)),
-        ("has no one before it", status(0, running.clone(), json!({})), true, Err("previous terminated container")),
-        ("runs again", status(3, running.clone(), ended.clone()), false, Ok(3)),
-        ("the one before", status(3, running, ended.clone()), true, Ok(2)),
-        ("waits for its next start", status(3, waiting.clone(), ended.clone()), false, Ok(3)),
-        ("the one before is the same", status(3, waiting.clone(), ended.clone()), true, Ok(3)),
-        ("has ended", status(1, ended, json!({})), false, Ok(1)),
-        ("never ran", status(0, waiting, json!({})), false, Err("is waiting to start: CrashLoopBackOff")),
-    ] {
-        let chosen = choose_log(&make_pod(status), &query(None, previous));
-        match (chosen, expected) {
-            (Ok((name, attempt)), Ok(wanted)) => assert_eq!((name.as_str(), attempt), ("a", wanted), "{text}"),
-            (Err(found), Err(wanted)) => assert!(found.contains(wanted), "{text}: {found}"),
-            (chosen, _) => panic!("{text}: {chosen:?}"),
-        }
-    }
-    let error = choose_log(&make_pod(json!(status(0, json!({}), json!({})))), &query(Some("c"), false)).unwrap_err();
-    assert!(error.contains("it has a, b"), "{error}");
-}
-
 struct Fixed(PathBuf);
 
 impl View for Fixed {

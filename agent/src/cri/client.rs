@@ -16,6 +16,8 @@ use tonic::{Code, Request, Response, Status};
 use super::{ContainerView, PodRuntime, RuntimePod, RuntimePods, SandboxView, convert, labels};
 use crate::ids::{ContainerId, PodUid, SandboxId};
 
+pub mod kubelet_api;
+
 /// Largest answer that is accepted; kubelet uses the same 16 MiB, which is about 10,000 containers in one list.
 const MAX_MESSAGE: usize = 16 * 1024 * 1024;
 

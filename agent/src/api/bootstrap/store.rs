@@ -99,7 +99,7 @@ pub(super) fn key_digest(key: &rcgen::KeyPair) -> String {
 }
 
 /// Replaces a file in one step; readable by its owner only.
-pub(super) fn write_private(path: &Path, content: &[u8]) -> Result<(), BootstrapError> {
+pub fn write_private(path: &Path, content: &[u8]) -> Result<(), BootstrapError> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let new = path.with_file_name(name);

@@ -138,6 +138,7 @@ pub(super) fn server(all: &mut Fields, f: &mut Findings) -> Server {
     webhook.finish(f, &[]);
     authorization.finish(f, &[]);
     Server {
+        enabled: all.boolean(f, "enableServer").unwrap_or(true),
         cert_file: all.filled(f, "tlsCertFile").map(PathBuf::from),
         key_file: all.filled(f, "tlsPrivateKeyFile").map(PathBuf::from),
         bootstrap_cert: all.boolean(f, "serverTLSBootstrap").unwrap_or(false),

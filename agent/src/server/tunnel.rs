@@ -1,0 +1,241 @@
+//! Streams of exec, attach and port-forward: the caller's upgraded connection and the runtime's, joined byte for byte.
+//!
+//! ```text
+//!  API server ──POST /exec…, Upgrade──► agent ──CRI Exec──► URL ──same request──► runtime's streaming server
+//!             ◄──101 ──────────────────       ◄──101 ─────────────────────────
+//!             ◄══════════ bytes: SPDY/3.1 or WebSocket, which only the two ends understand ══════════►
+//! ```
+//! The protocol inside is not looked at: whatever caller and runtime agree on (SPDY with its versions, WebSocket channels)
+//! works, and a hostile stream meets no parser here. The URL comes from the runtime alone; a redirect is never followed.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{CONNECTION, HOST, HeaderMap, HeaderValue, UPGRADE};
+use http::{HeaderName, Request, Response, StatusCode, Uri};
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+/// How long the runtime's server may take to answer; it is on this machine.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+const BUFFER: usize = 32 * 1024;
+
+/// Why a stream did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum TunnelError {
+    /// The request is not one to upgrade.
+    #[error("Upgrade request required")]
+    NoUpgrade,
+    /// The runtime's URL is of no use.
+    #[error("the runtime's streaming URL {url:?} cannot be used: expected http://HOST:PORT/PATH")]
+    Url {
+        /// What the runtime gave.
+        url: String,
+    },
+    /// Its server does not answer.
+    #[error("the runtime's streaming server {url}: {reason}")]
+    Runtime {
+        /// Where.
+        url: String,
+        /// What happened.
+        reason: String,
+    },
+}
+
+/// Whether a request asks for another protocol.
+pub fn is_upgrade(headers: &HeaderMap) -> bool {
+    let asks = headers.get(CONNECTION).and_then(|value| value.to_str().ok());
+    let asks = asks.is_some_and(|text| text.split(',').any(|word| word.trim().eq_ignore_ascii_case("upgrade")));
+    asks && headers.contains_key(UPGRADE)
+}
+
+/// Headers that are for the runtime: all that belong to the handshake, none that carry the caller's identity.
+fn forwarded(headers: &HeaderMap) -> HeaderMap {
+    let is_secret = |name: &HeaderName| {
+        let name = name.as_str();
+        matches!(name, "authorization" | "cookie" | "host")
+            || name.starts_with("x-remote-")
+            || name.starts_with("impersonate-")
+    };
+    let kept = headers.iter().filter(|(name, _)| !is_secret(name));
+    kept.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// Opens the same stream at `url` and joins both; answers what the caller gets. The bytes flow in a task of their own, until
+/// one end closes or nothing flows for `idle`.
+pub async fn open<B>(mut request: Request<B>, url: &str, idle: Duration) -> Result<Response<Bytes>, TunnelError> {
+    if !is_upgrade(request.headers()) {
+        return Err(TunnelError::NoUpgrade);
+    }
+    let fail = |reason: String| TunnelError::Runtime { url: url.to_owned(), reason };
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, dial(&request, url));
+    let mut answer = answer.await.map_err(|_| fail(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())))??;
+    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let body = http_body_util::Limited::new(answer.body_mut(), 64 * 1024);
+        let body = http_body_util::BodyExt::collect(body).await.map_err(|error| fail(error.to_string()))?;
+        return Ok(Response::from_parts(answer.into_parts().0, body.to_bytes()));
+    }
+    let mut head = Response::new(Bytes::new());
+    *head.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *head.headers_mut() = answer.headers().clone();
+    let caller = hyper::upgrade::on(&mut request);
+    let runtime = hyper::upgrade::on(&mut answer);
+    tokio::spawn(async move {
+        match tokio::try_join!(caller, runtime) {
+            Ok((caller, runtime)) => join(TokioIo::new(caller), TokioIo::new(runtime), idle).await,
+            Err(error) => tracing::debug!(%error, "a stream was given up before it began"),
+        }
+    });
+    Ok(head)
+}
+
+async fn dial<B>(request: &Request<B>, url: &str) -> Result<Response<hyper::body::Incoming>, TunnelError> {
+    let fail = |reason: String| TunnelError::Runtime { url: url.to_owned(), reason };
+    let bad = || TunnelError::Url { url: url.to_owned() };
+    let uri: Uri = url.parse().map_err(|_| bad())?;
+    let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http")).ok_or_else(bad)?;
+    let port = authority.port_u16().unwrap_or(80);
+    let host = authority.host().trim_matches(['[', ']']);
+    let stream = TcpStream::connect((host, port)).await.map_err(|error| fail(error.to_string()))?;
+    // A keystroke is one small packet.
+    stream.set_nodelay(true).map_err(|error| fail(error.to_string()))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| fail(error.to_string()))?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "connection to the runtime's streaming server");
+        }
+    });
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    let mut copy = Request::builder().method(request.method()).uri(path);
+    if let Some(headers) = copy.headers_mut() {
+        *headers = forwarded(request.headers());
+        headers.insert(HOST, HeaderValue::from_str(authority.as_str()).map_err(|_| bad())?);
+    }
+    let copy = copy.body(Empty::<Bytes>::new()).map_err(|error| fail(error.to_string()))?;
+    sender.send_request(copy).await.map_err(|error| fail(error.to_string()))
+}
+
+/// Copies both ways. One end's close is passed on; both directions done, or no byte for `idle`, ends it.
+async fn join<A, B>(caller: A, runtime: B, idle: Duration)
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    let clock = Arc::new(Clock::new());
+    let (mut caller_out, mut caller_in) = tokio::io::split(caller);
+    let (mut runtime_out, mut runtime_in) = tokio::io::split(runtime);
+    let both = async {
+        tokio::join!(copy(&mut caller_out, &mut runtime_in, &clock), copy(&mut runtime_out, &mut caller_in, &clock),)
+    };
+    tokio::select! {
+        (up, down) = both => {
+            if let Err(error) = up.and(down) {
+                tracing::debug!(%error, "stream ended");
+            }
+        }
+        () = clock.idle_for(idle) => tracing::info!(idle_s = idle.as_secs(), "closed an idle stream"),
+    }
+}
+
+async fn copy(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    clock: &Clock,
+) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let read = from.read(&mut buffer).await?;
+        if read == 0 {
+            return to.shutdown().await;
+        }
+        clock.touch();
+        to.write_all(&buffer[..read]).await?;
+        to.flush().await?;
+    }
+}
+
+/// When the last byte flowed, in milliseconds since the stream began.
+struct Clock {
+    start: Instant,
+    last: AtomicU64,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self { start: Instant::now(), last: AtomicU64::new(0) }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn touch(&self) {
+        self.last.store(self.now(), Ordering::Relaxed);
+    }
+
+    async fn idle_for(&self, idle: Duration) {
+        loop {
+            let quiet = Duration::from_millis(self.now().saturating_sub(self.last.load(Ordering::Relaxed)));
+            match idle.checked_sub(quiet) {
+                Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
+                Some(_) | None => return,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_callers_credentials_do_not_reach_the_runtime() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("authorization", "Bearer secret"),
+            ("host", "node:10250"),
+            ("upgrade", "SPDY/3.1"),
+            ("x-stream-protocol-version", "v4.channel.k8s.io"),
+        ] {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        let sent = forwarded(&headers);
+        let names: Vec<&str> = sent.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["upgrade", "x-stream-protocol-version"]);
+    }
+
+    #[tokio::test]
+    async fn what_the_runtime_calls_a_url_is_not_trusted() {
+        let request = || {
+            let builder = Request::builder().header(CONNECTION, "keep-alive, Upgrade").header(UPGRADE, "SPDY/3.1");
+            builder.body(()).expect("request")
+        };
+        for url in ["https://127.0.0.1/exec", "/exec/token", "file:///etc/passwd"] {
+            let error = open(request(), url, Duration::from_secs(1)).await.expect_err("refused");
+            assert!(matches!(error, TunnelError::Url { .. }), "{url}: {error}");
+        }
+        let plain = Request::builder().body(()).expect("request");
+        assert!(matches!(open(plain, "http://127.0.0.1:1/", Duration::ZERO).await, Err(TunnelError::NoUpgrade)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_close_is_passed_on_and_an_idle_stream_ends() {
+        let (mut caller, agent_a) = tokio::io::duplex(64);
+        let (agent_b, mut runtime) = tokio::io::duplex(64);
+        let task = tokio::spawn(join(agent_a, agent_b, Duration::from_secs(3600)));
+        caller.write_all(b"ls\n").await.expect("write");
+        let mut seen = [0; 3];
+        runtime.read_exact(&mut seen).await.expect("read");
+        assert_eq!(&seen, b"ls\n");
+        drop(caller);
+        assert_eq!(runtime.read(&mut seen).await.expect("read"), 0);
+        drop(runtime);
+        task.await.expect("both ends are closed");
+    }
+}

@@ -1,0 +1,334 @@
+//! What pods and the node use, measured when somebody asks and at no other time.
+//!
+//! Containers and sandboxes come from the runtime (CRI `ListContainerStats`, `ListPodSandboxStats`), the node from `/proc` and
+//! from the file systems. Rates need two measurements: the last one is kept, so that a scraper sees the rate since its own
+//! last visit, and the very first visit sees none.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use jiff::Timestamp;
+use nodelet_proto::cri;
+
+use crate::cri::{CriError, Runtime, labels};
+
+mod node;
+
+use node::{file_system, read_node};
+
+/// Processor time and how fast it grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cpu {
+    /// When it was measured.
+    pub time: Timestamp,
+    /// Nanoseconds of one core since the beginning.
+    pub total: u64,
+    /// Nanoseconds of a core in a second, since the last measurement.
+    pub rate: Option<u64>,
+}
+
+/// Memory, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// When it was measured.
+    pub time: Timestamp,
+    /// In use and not reclaimable at once.
+    pub working_set: u64,
+    /// In use, caches included.
+    pub usage: u64,
+    /// Anonymous.
+    pub rss: u64,
+    /// Left up to the limit; `None` without one.
+    pub available: Option<u64>,
+    /// Faults, and those that read from disk.
+    pub faults: (u64, u64),
+}
+
+/// A file system, in bytes and inodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileSystem {
+    /// Size.
+    pub capacity: u64,
+    /// Left for us.
+    pub available: u64,
+    /// In use.
+    pub used: u64,
+    /// Number of inodes.
+    pub inodes: u64,
+    /// Free ones.
+    pub inodes_free: u64,
+}
+
+/// Traffic of one interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// Name.
+    pub name: String,
+    /// Bytes and errors, received.
+    pub received: (u64, u64),
+    /// Bytes and errors, sent.
+    pub sent: (u64, u64),
+}
+
+/// One container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContainerUsage {
+    /// The runtime's id.
+    pub id: String,
+    /// Name in the pod.
+    pub name: String,
+    /// UID, namespace and name of its pod.
+    pub pod: PodName,
+    /// Processor.
+    pub cpu: Option<Cpu>,
+    /// Memory.
+    pub memory: Option<Memory>,
+    /// Bytes and inodes of its writable layer.
+    pub layer: Option<(u64, u64)>,
+}
+
+/// Whose usage it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PodName {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
+}
+
+/// One pod as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodUsage {
+    /// Which.
+    pub pod: PodName,
+    /// The sandbox.
+    pub id: String,
+    /// Processor.
+    pub cpu: Option<Cpu>,
+    /// Memory.
+    pub memory: Option<Memory>,
+    /// Traffic, the default interface first.
+    pub network: Vec<Interface>,
+    /// Processes.
+    pub processes: Option<u64>,
+}
+
+/// The node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeUsage {
+    /// When it started.
+    pub started: Timestamp,
+    /// Processor.
+    pub cpu: Cpu,
+    /// Memory; `available` is up to the size of the machine.
+    pub memory: Memory,
+    /// The file system of the kubelet's directory.
+    pub root: FileSystem,
+    /// The file system of images, and the bytes that they use of it.
+    pub images: Option<(FileSystem, u64)>,
+    /// Traffic, the interface of the default route first.
+    pub network: Vec<Interface>,
+    /// Processes that may exist, and that do.
+    pub processes: (u64, u64),
+    /// Processors.
+    pub cpus: usize,
+}
+
+/// Everything, at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// The node.
+    pub node: NodeUsage,
+    /// Pods.
+    pub pods: Vec<PodUsage>,
+    /// Containers.
+    pub containers: Vec<ContainerUsage>,
+}
+
+/// Measures.
+pub struct Meter {
+    runtime: Runtime,
+    root_dir: PathBuf,
+    /// Total and time of the last measurement, by id; the node is the empty one.
+    last: Mutex<HashMap<String, (u64, Timestamp)>>,
+}
+
+impl Meter {
+    /// A meter for a runtime and for the file system of `root_dir`.
+    pub fn new(runtime: Runtime, root_dir: PathBuf) -> Self {
+        Self { runtime, root_dir, last: Mutex::default() }
+    }
+
+    /// Measures everything now.
+    pub async fn measure(&self) -> Result<Usage, CriError> {
+        let (containers, sandboxes, images) =
+            tokio::join!(self.runtime.container_stats(), self.runtime.sandbox_stats(), self.runtime.image_fs());
+        let mut containers: Vec<_> = containers?.into_iter().map(container).collect();
+        // An old runtime does not know sandboxes' usage: pods are then the sums of their containers.
+        let mut pods: Vec<_> = match sandboxes {
+            Ok(sandboxes) => sandboxes.into_iter().map(sandbox).collect(),
+            Err(error) => {
+                tracing::debug!(%error, "no usage of sandboxes");
+                Vec::new()
+            }
+        };
+        add_sums(&mut pods, &containers);
+        let mut node = read_node(&self.root_dir);
+        node.images = images.unwrap_or_default().into_iter().next().map(|found| {
+            let mountpoint = found.fs_id.map(|id| id.mountpoint).unwrap_or_default();
+            (file_system(Path::new(&mountpoint)), found.used_bytes.map_or(0, |value| value.value))
+        });
+        let cpus = containers.iter_mut().map(|c| (&c.id, &mut c.cpu));
+        let cpus = cpus.chain(pods.iter_mut().map(|p| (&p.id, &mut p.cpu)));
+        self.rates(cpus.filter_map(|(id, cpu)| Some((id.as_str(), cpu.as_mut()?))).chain([("", &mut node.cpu)]));
+        Ok(Usage { node, pods, containers })
+    }
+
+    /// Fills in rates and remembers this measurement; what was not measured this time is forgotten.
+    fn rates<'a>(&self, cpus: impl Iterator<Item = (&'a str, &'a mut Cpu)>) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut new = HashMap::with_capacity(last.len());
+        for (id, cpu) in cpus {
+            if let Some(&(total, time)) = last.get(id) {
+                cpu.rate = rate((total, time), (cpu.total, cpu.time)).or(cpu.rate);
+            }
+            new.insert(id.to_owned(), (cpu.total, cpu.time));
+        }
+        *last = new;
+    }
+}
+
+fn rate(before: (u64, Timestamp), now: (u64, Timestamp)) -> Option<u64> {
+    let nanos = u128::try_from(now.1.as_nanosecond() - before.1.as_nanosecond()).ok().filter(|nanos| *nanos > 0)?;
+    let used = u128::from(now.0.checked_sub(before.0)?);
+    u64::try_from(used * 1_000_000_000 / nanos).ok()
+}
+
+fn pod_name(labels: &HashMap<String, String>) -> PodName {
+    let label = |name: &str| labels.get(name).cloned().unwrap_or_default();
+    PodName { namespace: label(labels::POD_NAMESPACE), name: label(labels::POD_NAME), uid: label(labels::POD_UID) }
+}
+
+fn time(nanos: i64) -> Timestamp {
+    Timestamp::from_nanosecond(i128::from(nanos)).unwrap_or_default()
+}
+
+fn number(value: Option<cri::UInt64Value>) -> u64 {
+    value.map_or(0, |value| value.value)
+}
+
+fn cpu(usage: cri::CpuUsage) -> Cpu {
+    let rate = usage.usage_nano_cores.map(|value| value.value).filter(|rate| *rate > 0);
+    Cpu { time: time(usage.timestamp), total: number(usage.usage_core_nano_seconds), rate }
+}
+
+fn memory(usage: cri::MemoryUsage) -> Memory {
+    Memory {
+        time: time(usage.timestamp),
+        working_set: number(usage.working_set_bytes),
+        usage: number(usage.usage_bytes),
+        rss: number(usage.rss_bytes),
+        available: usage.available_bytes.map(|value| value.value).filter(|left| *left > 0),
+        faults: (number(usage.page_faults), number(usage.major_page_faults)),
+    }
+}
+
+fn container(stats: cri::ContainerStats) -> ContainerUsage {
+    let attributes = stats.attributes.unwrap_or_default();
+    let layer = stats.writable_layer.map(|layer| (number(layer.used_bytes), number(layer.inodes_used)));
+    ContainerUsage {
+        name: attributes.labels.get(labels::CONTAINER_NAME).cloned().unwrap_or_default(),
+        pod: pod_name(&attributes.labels),
+        id: attributes.id,
+        cpu: stats.cpu.map(cpu),
+        memory: stats.memory.map(memory),
+        layer,
+    }
+}
+
+fn sandbox(stats: cri::PodSandboxStats) -> PodUsage {
+    let attributes = stats.attributes.unwrap_or_default();
+    let linux = stats.linux.unwrap_or_default();
+    let network = linux.network.unwrap_or_default();
+    let interfaces = network.default_interface.into_iter().chain(network.interfaces);
+    let interface = |usage: cri::NetworkInterfaceUsage| Interface {
+        name: usage.name,
+        received: (number(usage.rx_bytes), number(usage.rx_errors)),
+        sent: (number(usage.tx_bytes), number(usage.tx_errors)),
+    };
+    let mut network: Vec<Interface> = Vec::new();
+    for found in interfaces.map(interface) {
+        // Some runtimes list the default interface a second time.
+        if !network.iter().any(|known| known.name == found.name) {
+            network.push(found);
+        }
+    }
+    PodUsage {
+        pod: pod_name(&attributes.labels),
+        id: attributes.id,
+        cpu: linux.cpu.map(cpu),
+        memory: linux.memory.map(memory),
+        network,
+        processes: linux.process.and_then(|process| process.process_count).map(|count| count.value),
+    }
+}
+
+/// Pods without figures of their own get the sums of their containers.
+fn add_sums(pods: &mut Vec<PodUsage>, containers: &[ContainerUsage]) {
+    for container in containers {
+        if !pods.iter().any(|pod| pod.pod.uid == container.pod.uid) {
+            let id = format!("pod/{}", container.pod.uid);
+            pods.push(PodUsage { pod: container.pod.clone(), id, ..PodUsage::default() });
+        }
+    }
+    for pod in pods {
+        let own = || containers.iter().filter(|container| container.pod.uid == pod.pod.uid);
+        if pod.cpu.is_none_or(|cpu| cpu.total == 0) {
+            pod.cpu = own().filter_map(|container| container.cpu).reduce(|a, b| Cpu {
+                time: a.time.max(b.time),
+                total: a.total + b.total,
+                rate: None,
+            });
+        }
+        if pod.memory.is_none_or(|memory| memory.working_set == 0) {
+            pod.memory = own().filter_map(|container| container.memory).reduce(|a, b| Memory {
+                time: a.time.max(b.time),
+                working_set: a.working_set + b.working_set,
+                usage: a.usage + b.usage,
+                rss: a.rss + b.rss,
+                available: None,
+                faults: (a.faults.0 + b.faults.0, a.faults.1 + b.faults.1),
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_what_was_used_between_two_measurements() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        assert_eq!(rate((1_000, at(10)), (2_000_001_000, at(20))), Some(200_000_000));
+        assert_eq!(rate((5, at(10)), (9, at(10))), None);
+        assert_eq!(rate((9, at(10)), (5, at(11))), None, "a counter that began anew");
+    }
+
+    #[test]
+    fn pods_without_figures_of_their_own_are_the_sums_of_their_containers() {
+        let pod = PodName { namespace: "n".into(), name: "p".into(), uid: "u".into() };
+        let one = |total| ContainerUsage {
+            pod: pod.clone(),
+            cpu: Some(Cpu { total, ..Cpu::default() }),
+            ..ContainerUsage::default()
+        };
+        let mut pods = Vec::new();
+        add_sums(&mut pods, &[one(3), one(4)]);
+        assert_eq!(pods.len(), 1);
+        assert_eq!(pods[0].cpu.map(|cpu| cpu.total), Some(7));
+    }
+}

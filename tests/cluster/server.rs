@@ -1,0 +1,222 @@
+//! The kubelet API as people use it: through the API server, with the real kubectl.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use harness::containerd::{Cni, Version};
+use harness::control_plane::ControlPlane;
+use harness::eventually::eventually;
+use harness::node::Node;
+
+const POD: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: p, namespace: default}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 1
+  automountServiceAccountToken: false
+  containers:
+  - name: talker
+    image: localhost/busybox:1
+    imagePullPolicy: Never
+    command: [sh, -c, 'trap exit TERM; i=0; while :; do i=$((i+1)); echo line $i; sleep 0.2 & wait $!; done']
+  - name: cat
+    image: localhost/busybox:1
+    imagePullPolicy: Never
+    stdin: true
+    command: [sh, -c, 'trap exit TERM; while read -r word; do echo "heard $word"; done; sleep 3600 & wait $!']
+  - name: web
+    image: localhost/echo:v1
+    imagePullPolicy: Never
+"#;
+
+fn output(command: &mut Command) -> anyhow::Result<String> {
+    let done = command.output()?;
+    let error = String::from_utf8_lossy(&done.stderr);
+    ensure!(done.status.success(), "{command:?}: {}: {error}", done.status);
+    Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+}
+
+async fn start(plane: &ControlPlane) -> anyhow::Result<Node> {
+    let mut node = Node::on_lan(plane, 11, Version::V1_6, Cni::Bridge, "10.244.0.0/24").await?;
+    node.run_joined(plane, "n1")?;
+    let manifest = node.path("pod.yaml");
+    std::fs::write(&manifest, POD)?;
+    let file = manifest.display().to_string();
+    // The node registers while its pods start already: streams find it only then.
+    eventually(Duration::from_secs(30), "the node", async || output(&mut plane.kubectl(&["get", "node", "n1"])?))
+        .await?;
+    output(&mut plane.kubectl(&["apply", "-f", &file])?)?;
+    output(&mut plane.kubectl(&["wait", "--for=condition=Ready", "pod/p", "--timeout=60s"])?)
+        .with_context(|| node.agent.as_ref().map(|agent| agent.log_tail()).unwrap_or_default())?;
+    Ok(node)
+}
+
+/// kubectl's default protocol, and SPDY from end to end.
+const PROTOCOLS: [(&str, &str); 2] = [("WebSocket", "true"), ("SPDY", "false")];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubectl_works_through_the_kubelet_api() -> anyhow::Result<()> {
+    let plane = ControlPlane::start(&["n1"]).await?;
+    let mut node = start(&plane).await?;
+    logs(&plane)?;
+    for (protocol, websockets) in PROTOCOLS {
+        exec(&plane, websockets).context(protocol)?;
+        attach(&plane, websockets).context(protocol)?;
+        copy(&plane, websockets, &node).context(protocol)?;
+        port_forward(&plane, websockets).await.context(protocol)?;
+    }
+    raw(&plane)?;
+    callers_are_checked(&plane, &node).await?;
+    node.agent()?.stop().await
+}
+
+fn logs(plane: &ControlPlane) -> anyhow::Result<()> {
+    let mut follow = plane.kubectl(&["logs", "-f", "p", "-c", "talker", "--tail=1"])?;
+    let mut process = follow.stdout(Stdio::piped()).spawn()?;
+    let lines = BufReader::new(process.stdout.take().context("stdout")?).lines();
+    let seen: Vec<String> = lines.take(5).collect::<Result<_, _>>()?;
+    process.kill()?;
+    process.wait()?;
+    let number = |line: &String| line.trim_start_matches("line ").parse::<u64>().unwrap_or(0);
+    ensure!(seen.windows(2).all(|pair| number(&pair[1]) == number(&pair[0]) + 1), "lines are lost: {seen:?}");
+    let two = output(&mut plane.kubectl(&["logs", "p", "-c", "talker", "--tail=2"])?)?;
+    ensure!(two.lines().count() == 2 && two.starts_with("line "), "{two}");
+    let stamped = output(&mut plane.kubectl(&["logs", "p", "-c", "talker", "--tail=1", "--timestamps"])?)?;
+    ensure!(stamped.contains("T") && stamped.contains("Z line "), "{stamped}");
+    let refused = plane.kubectl(&["logs", "p", "-c", "talker", "--previous"])?.output()?;
+    let text = String::from_utf8_lossy(&refused.stderr);
+    ensure!(text.contains("previous terminated container \"talker\" in pod \"p\" not found"), "{text}");
+    Ok(())
+}
+
+fn exec(plane: &ControlPlane, websockets: &str) -> anyhow::Result<()> {
+    let run = |words: &[&str]| -> anyhow::Result<Command> {
+        let mut command = plane.kubectl(words)?;
+        command.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websockets);
+        Ok(command)
+    };
+    let out = output(&mut run(&["exec", "p", "-c", "talker", "--", "sh", "-c", "echo out; echo err >&2; exit 0"])?)?;
+    ensure!(out == "out\n", "{out:?}");
+    let failed = run(&["exec", "p", "-c", "talker", "--", "sh", "-c", "exit 7"])?.output()?;
+    ensure!(failed.status.code() == Some(7), "{failed:?}");
+    let mut command = run(&["exec", "-i", "p", "-c", "talker", "--", "cat"])?;
+    let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let sent: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
+    let mut stdin = process.stdin.take().context("stdin")?;
+    let copy = sent.clone();
+    let writer = std::thread::spawn(move || stdin.write_all(&copy));
+    let mut received = Vec::new();
+    process.stdout.take().context("stdout")?.read_to_end(&mut received)?;
+    writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
+    ensure!(process.wait()?.success() && received == sent, "{} of {} bytes came back", received.len(), sent.len());
+    Ok(())
+}
+
+fn attach(plane: &ControlPlane, websockets: &str) -> anyhow::Result<()> {
+    let mut command = plane.kubectl(&["attach", "-i", "p", "-c", "cat"])?;
+    command.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websockets);
+    let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let mut stdin = process.stdin.take().context("stdin")?;
+    stdin.write_all(b"hello\n")?;
+    let mut line = String::new();
+    BufReader::new(process.stdout.take().context("stdout")?).read_line(&mut line)?;
+    // stdin stays open until here: its end would end the container's.
+    process.kill()?;
+    process.wait()?;
+    drop(stdin);
+    ensure!(line == "heard hello\n", "{line:?}");
+    Ok(())
+}
+
+fn copy(plane: &ControlPlane, websockets: &str, node: &Node) -> anyhow::Result<()> {
+    let (there, back) = (node.path("there"), node.path("back"));
+    std::fs::write(&there, "copied")?;
+    for (from, to) in
+        [(there.display().to_string(), "p:/tmp/file".into()), ("p:/tmp/file".into(), back.display().to_string())]
+    {
+        let from: String = from;
+        let mut command = plane.kubectl(&["cp", "-c", "talker", &from, &to])?;
+        output(command.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websockets))?;
+    }
+    ensure!(std::fs::read_to_string(back)? == "copied");
+    Ok(())
+}
+
+async fn port_forward(plane: &ControlPlane, websockets: &str) -> anyhow::Result<()> {
+    let mut command = plane.kubectl(&["port-forward", "pod/p", ":8080"])?;
+    command.env("KUBECTL_PORT_FORWARD_WEBSOCKETS", websockets);
+    let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut line = String::new();
+    // kept open to the end: kubectl writes a line for each connection, and a closed pipe would end it
+    let mut stdout = BufReader::new(process.stdout.take().context("stdout")?);
+    stdout.read_line(&mut line)?;
+    let port = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()).context(line.clone())?;
+    let address = format!("127.0.0.1:{port}").parse()?;
+    let answer = harness::http::get(plane.lan().netns(), address, "/version");
+    process.kill()?;
+    let log = process.wait_with_output()?;
+    let log = String::from_utf8_lossy(&log.stderr).into_owned();
+    let answer = answer.with_context(|| log);
+    ensure!(answer?.contains("v1"), "no answer through the forwarded port");
+    Ok(())
+}
+
+/// What metrics-server, Prometheus and `kubectl top` read, through the API server's proxy to the node.
+fn raw(plane: &ControlPlane) -> anyhow::Result<()> {
+    let get = |path: &str| output(&mut plane.kubectl(&["get", "--raw", &format!("/api/v1/nodes/n1/proxy{path}")])?);
+    ensure!(get("/healthz")? == "ok");
+    let summary: serde_json::Value = serde_json::from_str(&get("/stats/summary")?)?;
+    let pods = summary["pods"].as_array().context("pods")?;
+    let pod = pods.iter().find(|pod| pod["podRef"]["name"] == "p").context("pod p is not in the summary")?;
+    ensure!(pod["containers"].as_array().is_some_and(|all| all.len() == 3), "{pod:#}");
+    ensure!(pod["containers"][0]["memory"]["workingSetBytes"].as_u64().is_some_and(|bytes| bytes > 0), "{pod:#}");
+    ensure!(summary["node"]["memory"]["workingSetBytes"].as_u64().is_some_and(|bytes| bytes > 0), "{summary:#}");
+    let resource = get("/metrics/resource")?;
+    for wanted in [
+        "container_cpu_usage_seconds_total{container=\"web\",namespace=\"default\",pod=\"p\"}",
+        "resource_scrape_error 0",
+    ] {
+        ensure!(resource.contains(wanted), "no {wanted} in {resource}");
+    }
+    ensure!(get("/metrics/cadvisor")?.contains("container_memory_working_set_bytes{container=\"web\""));
+    ensure!(get("/metrics")?.contains("kubelet_running_pods"));
+    ensure!(get("/configz")?.contains("KubeletConfiguration"));
+    let pods: serde_json::Value = serde_json::from_str(&get("/pods")?)?;
+    ensure!(pods["items"][0]["metadata"]["name"] == "p", "{pods:#}");
+    Ok(())
+}
+
+/// Nobody is let in without credentials, and not everybody with.
+async fn callers_are_checked(plane: &ControlPlane, node: &Node) -> anyhow::Result<()> {
+    let ask = |token: Option<&str>, path: &str| -> anyhow::Result<String> {
+        let mut command = Command::new("curl");
+        command.args(["-sk", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "10"]);
+        if let Some(token) = token {
+            command.args(["-H", &format!("Authorization: Bearer {token}")]);
+        }
+        command.arg(format!("https://10.89.0.11:10250{path}"));
+        output(node.netns().enter(&mut command))
+    };
+    ensure!(ask(None, "/pods")? == "401");
+    ensure!(ask(Some("nonsense"), "/pods")? == "401");
+    ensure!(ask(None, "/there/is/no/such/path")? == "401", "a stranger learns which paths exist");
+    let token = output(&mut plane.kubectl(&["create", "token", "default"])?)?;
+    ensure!(ask(Some(token.trim()), "/pods")? == "403");
+    output(&mut plane.kubectl(&["create", "clusterrole", "reader", "--verb=get", "--resource=nodes/metrics"])?)?;
+    let binding =
+        ["create", "clusterrolebinding", "reader", "--clusterrole=reader", "--serviceaccount=default:default"];
+    output(&mut plane.kubectl(&binding)?)?;
+    eventually(Duration::from_secs(10), "the role to be seen", async || {
+        let code = ask(Some(token.trim()), "/metrics/resource")?;
+        ensure!(code == "200", "{code}");
+        Ok::<_, anyhow::Error>(())
+    })
+    .await?;
+    ensure!(ask(Some(token.trim()), "/stats/summary")? == "403", "a right to one subresource is a right to another");
+    ensure!(ask(Some(token.trim()), "/exec/default/p/talker?command=id&output=1")? == "403");
+    Ok(())
+}
