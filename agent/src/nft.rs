@@ -1,8 +1,8 @@
 //! nf_tables over nfnetlink: our own encoder and the one socket that talks to the kernel.
 //!
 //! A [`batch::Batch`] is a value: messages written straight into one reused buffer, committed as one transaction by
-//! [`socket::Kernel`], so that the kernel applies all of it or nothing. [`expr`] knows the expressions that our rules are
-//! made of, [`decode`] reads elements back, [`listener`] hears when somebody else changes the ruleset.
+//! [`socket::Kernel`], so that the kernel applies all of it or nothing. [`expr`] knows tables, chains and sets, [`rule`] the
+//! expressions that our rules are made of, [`decode`] reads elements back, [`listener`] hears when somebody else changes the ruleset.
 //!
 //! What it does not do: it knows nothing of Services, never touches a table that it was not told to, never executes `nft`,
 //! and uses nothing newer than Linux 5.15. Wire facts: `linux/netfilter/nf_tables.h` and libnftnl's behaviour as printed
@@ -12,6 +12,7 @@ pub mod batch;
 pub mod decode;
 pub mod expr;
 pub mod listener;
+pub mod rule;
 pub mod socket;
 
 /// Address family of a table.

@@ -1,28 +1,37 @@
 //! Services: from Services and EndpointSlices to elements of shared nftables maps.
 //!
 //! ```text
-//!  watches ─► Index (sync) ─► dirty Services ─► programmer thread: endpoints::select ─► desired fronts
-//!                                                  ─► table::change (pure diff of one front) ─► one netlink batch
-//!                                                  ─► commit ─► stale UDP conntrack entries deleted
-//!  somebody else's commit ─► audit: dump, diff, commit the difference
+//!  watches ─► Index (convert) ─► dirty Services ─► programmer thread: select ─► a Program for each front
+//!                                                    ─► table: elements of old and new, the difference ─► one netlink batch
+//!                                                    ─► commit ─► stale flows deleted, clients of gone endpoints forgotten
+//!  somebody else's commit ─► kernel: read, compare sums, repair
 //! ```
 //!
-//! One table for each family, two shared maps, and one chain per endpoint *count*: a packet to `address . protocol . port`
+//! One table for each family, shared maps, and one chain per endpoint *count*: a packet to `address . protocol . port`
 //! finds in `services` the chain for its number of endpoints, and that chain looks `address . protocol . port . random
 //! slot` up in `endpoints`. So one changed endpoint is one changed element, whatever the size of the cluster. NodePorts,
-//! external and load-balancer addresses are fronts like ClusterIPs. A front without endpoints is in `no-endpoints` and is
-//! rejected; other ports of a ClusterIP are rejected too. Hooks are those of kube-proxy's nftables mode: DNAT before
-//! routing (prerouting and output at -100), rejection in the filter hooks after it, masquerade in postrouting.
+//! external and load-balancer addresses are fronts like ClusterIPs; under `externalTrafficPolicy: Local` a front has a
+//! second view for what comes from outside ([`program`]). A front without endpoints is in `no-endpoints` and is refused;
+//! other ports of a ClusterIP are refused too. All sets, chains and rules are in [`structure`]. Hooks are those of
+//! kube-proxy's nftables mode: DNAT before routing (prerouting and output at -100), refusal in the filter hooks after it,
+//! masquerade in postrouting.
 //!
 //! At start the table that is in the kernel is read and only the difference is committed: nothing is flushed, no
 //! connection breaks. Nothing is removed before Services and EndpointSlices have been listed once.
 
 use std::net::IpAddr;
 
+pub mod affinity;
 pub mod conntrack;
+pub mod convert;
+pub mod element;
 pub mod index;
+pub mod kernel;
+pub mod program;
 pub mod programmer;
+pub mod select;
 pub mod slim;
+pub mod structure;
 pub mod table;
 
 pub use programmer::{ServiceHandle, spawn};
@@ -45,6 +54,16 @@ impl Protocol {
             Self::Tcp => 6,
             Self::Udp => 17,
             Self::Sctp => 132,
+        }
+    }
+
+    /// From the IP protocol number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        match number {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            132 => Some(Self::Sctp),
+            _ => None,
         }
     }
 
@@ -80,7 +99,7 @@ pub struct Backend {
 }
 
 /// A network in CIDR notation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cidr {
     /// Address of the network, host bits zero.
     pub address: IpAddr,
@@ -93,24 +112,44 @@ impl Cidr {
     pub fn parse(text: &str) -> Option<Self> {
         let (address, prefix) = text.split_once('/')?;
         let (address, prefix): (IpAddr, u8) = (address.parse().ok()?, prefix.parse().ok()?);
-        let address = match address {
-            IpAddr::V4(v4) if prefix <= 32 => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-                IpAddr::from((v4.to_bits() & mask).to_be_bytes())
-            }
-            IpAddr::V6(v6) if prefix <= 128 => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
-                IpAddr::from((v6.to_bits() & mask).to_be_bytes())
-            }
-            IpAddr::V4(_) | IpAddr::V6(_) => return None,
-        };
-        Some(Self { address, prefix })
+        let bits = if address.is_ipv4() { 32 } else { 128 };
+        (prefix <= bits).then(|| Self { address: first(address, prefix), prefix })
     }
 
     /// Whether an address is in the network.
     pub fn contains(&self, address: IpAddr) -> bool {
-        let whole = Self::parse(&format!("{address}/{}", self.prefix));
-        whole.is_some_and(|network| network.address == self.address)
+        address.is_ipv4() == self.address.is_ipv4() && first(address, self.prefix) == self.address
+    }
+}
+
+/// First address of the network that an address is in.
+fn first(address: IpAddr, prefix: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shl(32u32.saturating_sub(prefix.into())).unwrap_or(0);
+            IpAddr::from((v4.to_bits() & mask).to_be_bytes())
+        }
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shl(128u32.saturating_sub(prefix.into())).unwrap_or(0);
+            IpAddr::from((v6.to_bits() & mask).to_be_bytes())
+        }
+    }
+}
+
+/// How traffic of this cluster's pods is told from other traffic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Local {
+    /// By its source; without any network all traffic is taken for other traffic only where that does no harm.
+    Networks(Vec<Cidr>),
+    /// By the interface that it comes from.
+    Interface(String),
+    /// By the beginning of that interface's name.
+    InterfacePrefix(String),
+}
+
+impl Default for Local {
+    fn default() -> Self {
+        Self::Networks(Vec::new())
     }
 }
 
@@ -121,8 +160,10 @@ pub struct Settings {
     pub node_name: String,
     /// Addresses that serve NodePorts.
     pub node_addresses: Vec<IpAddr>,
-    /// Pod networks of the cluster: traffic from elsewhere to a Service is masqueraded.
-    pub cluster_cidrs: Vec<Cidr>,
+    /// What is not of this cluster's pods is masqueraded on its way to a Service.
+    pub local: Local,
     /// Masquerade everything that goes to a Service.
     pub masquerade_all: bool,
+    /// The only external addresses that are served; `None` serves all.
+    pub external_ip_ranges: Option<Vec<Cidr>>,
 }

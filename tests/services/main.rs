@@ -1,1 +1,8 @@
-//! To be written.
+//! Kernel tier: the service programmer, driven as the agent drives it, and real connections through what it programs.
+//!
+//! "The node" is a namespace of its own with pods around it, so nothing here touches the machine's rules. Needs root.
+
+mod connections;
+mod listing;
+mod rig;
+mod traffic;

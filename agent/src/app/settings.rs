@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use crate::cgroup;
 use crate::config::kubelet::CgroupDriver;
+use crate::config::proxy::LocalMode;
 use crate::config::{Config, Mode};
 use crate::node::facts::MachineFacts;
 use crate::pod::{dns, lifecycle, security, shared};
@@ -97,10 +98,16 @@ pub fn services(config: &Config, node_addresses: &[IpAddr]) -> service::Settings
             }
         }
     }
+    let local = match &config.proxy.local_mode {
+        LocalMode::ClusterCidr | LocalMode::NodeCidr => service::Local::Networks(cluster_cidrs),
+        LocalMode::BridgeInterface(name) => service::Local::Interface(name.clone()),
+        LocalMode::InterfaceNamePrefix(prefix) => service::Local::InterfacePrefix(prefix.clone()),
+    };
     service::Settings {
         node_name: config.node_name.clone(),
         node_addresses: node_addresses.to_vec(),
-        cluster_cidrs,
+        local,
+        external_ip_ranges: None,
         masquerade_all: config.proxy.masquerade_all,
     }
 }

@@ -173,6 +173,12 @@ impl Batch {
         }
     }
 
+    /// Bodies (after `nfgenmsg`) of the messages of one type.
+    pub fn messages(&self, message: Message) -> impl Iterator<Item = &[u8]> {
+        let all = super::decode::messages(&self.buffer);
+        all.filter(move |(kind, _, _)| *kind == SUBSYS | message as u16).filter_map(|(_, _, body)| body.get(4..))
+    }
+
     /// Bytes since a mark; element lists are cut by it.
     pub fn since(&self, mark: Mark) -> usize {
         self.buffer.len() - mark.0

@@ -19,8 +19,8 @@ const REQUEST: u16 = 1;
 pub enum Dump<'a> {
     /// Chains of a family: bodies of `NEWCHAIN`.
     Chains,
-    /// Sets of a table.
-    Sets(&'a str),
+    /// Rules of a table: bodies of `NEWRULE`.
+    Rules(&'a str),
     /// Elements of a set of a table.
     Elements(&'a str, &'a str),
 }
@@ -106,17 +106,36 @@ impl Kernel {
         Ok(poll(&mut fds, Some(&none))? > 0)
     }
 
-    /// Dumps something; `each` gets the body of every message (after `nfgenmsg`). A missing table is an empty dump.
-    pub fn dump(&mut self, family: Family, what: Dump<'_>, mut each: impl FnMut(&[u8])) -> io::Result<()> {
-        // EINTR marks a dump during which the ruleset changed; it is done again.
-        for _ in 0..8 {
-            match self.dump_once(family, what, &mut each) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                other => return other,
+    /// Dumps something: folds the bodies of all messages (after `nfgenmsg`). A missing table is an empty dump.
+    pub fn dump<T: Default>(
+        &mut self,
+        family: Family,
+        what: Dump<'_>,
+        mut fold: impl FnMut(&[u8], &mut T),
+    ) -> io::Result<T> {
+        again(|| {
+            let mut folded = T::default();
+            match self.dump_once(family, what, &mut |body| fold(body, &mut folded)) {
+                Ok(()) => Ok(folded),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
+                Err(error) => Err(error),
             }
-        }
-        Err(io::Error::new(io::ErrorKind::Interrupted, "the ruleset changed during each of eight dumps"))
+        })
+    }
+
+    /// Dumps the elements of a set; a missing one has none. `Interrupted` when the ruleset changed meanwhile: then what
+    /// was read may stand in it twice, and is worth nothing.
+    pub fn elements(
+        &mut self,
+        family: Family,
+        table: &str,
+        set: &str,
+        mut each: impl FnMut(&decode::Raw<'_>),
+    ) -> io::Result<()> {
+        let dumped = self.dump_once(family, Dump::Elements(table, set), &mut |body| {
+            decode::elements(body).for_each(|raw| each(&raw));
+        });
+        dumped.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
     }
 
     fn dump_once(&mut self, family: Family, what: Dump<'_>, each: &mut impl FnMut(&[u8])) -> io::Result<()> {
@@ -147,6 +166,17 @@ impl Kernel {
     }
 }
 
+/// Reads until that was not interrupted by a change of the ruleset, each time from nothing.
+pub fn again<T>(mut read: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 0..8 {
+        match read() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::Interrupted, "the ruleset changed during each of eight dumps"))
+}
+
 /// NLM_F_DUMP_INTR in the flags of the first message.
 fn is_interrupted(datagram: &[u8]) -> bool {
     datagram.get(6..8).and_then(|b| b.try_into().ok()).map_or(0, u16::from_ne_bytes) & 0x10 != 0
@@ -155,7 +185,7 @@ fn is_interrupted(datagram: &[u8]) -> bool {
 fn request(family: Family, what: Dump<'_>, sequence: u32) -> Vec<u8> {
     let (message, names): (u16, Vec<&str>) = match what {
         Dump::Chains => (4, vec![]),
-        Dump::Sets(table) => (10, vec![table]),
+        Dump::Rules(table) => (7, vec![table]),
         Dump::Elements(table, set) => (13, vec![table, set]),
     };
     let mut bytes = vec![0; 4];

@@ -1,4 +1,4 @@
-//! Stale UDP flows. A UDP "connection" is whatever conntrack remembers: a client that keeps sending keeps its entry alive,
+//! Stale flows of UDP and SCTP. A UDP "connection" is whatever conntrack remembers: a client that keeps sending keeps its entry alive,
 //! and with it the translation to an endpoint that is gone, or no translation at all when the Service came later.
 //!
 //! Level-triggered: after a change (and once at start) the flows of the fronts concerned are listed, compared with what
@@ -21,6 +21,8 @@ const GET: u16 = 1;
 const DELETE: u16 = 2;
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
+const ID: u16 = 12;
+const ZONE: u16 = 18;
 
 /// A flow as conntrack has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,11 +31,12 @@ pub struct Flow {
     pub front: Front,
     /// Who answers.
     pub answers: Backend,
-    /// The original tuple as it came, for deleting exactly this flow.
-    raw: Vec<u8>,
+    /// The attributes that name exactly this flow: its original tuple, its id and its zone, as they came.
+    names: Vec<(u16, Vec<u8>)>,
 }
 
-/// Whether a flow is to be deleted. `touched` are the fronts that may have changed, `backends` what serves a front now.
+/// Whether a flow is to be deleted. `touched` are the fronts that may have changed, `backends` what serves a front now in
+/// both of its views.
 ///
 /// A flow is stale when who answers is not among the backends; that covers flows that were never translated (they are
 /// "answered" by the front itself) once there is a backend. A front that is gone has no backends, so all translated
@@ -41,26 +44,27 @@ pub struct Flow {
 pub fn is_stale<'a>(
     flow: &Flow,
     touched: &BTreeSet<Front>,
-    backends: impl Fn(&Front) -> Option<&'a [Backend]>,
+    backends: impl Fn(&Front) -> Option<[&'a [Backend]; 2]>,
 ) -> bool {
     if !touched.contains(&flow.front) {
         return false;
     }
     let untranslated = flow.answers.address == flow.front.address && flow.answers.port == flow.front.port;
-    match backends(&flow.front) {
-        None | Some([]) => !untranslated,
-        Some(backends) => !backends.contains(&flow.answers),
+    let backends = backends(&flow.front).unwrap_or_default();
+    if backends.iter().all(|view| view.is_empty()) {
+        return !untranslated;
     }
+    !backends.iter().any(|view| view.contains(&flow.answers))
 }
 
 /// Deletes the stale flows of the fronts in `touched`; answers how many.
 pub fn reconcile<'a>(
     touched: &BTreeSet<Front>,
-    backends: impl Fn(&Front) -> Option<&'a [Backend]>,
+    backends: impl Fn(&Front) -> Option<[&'a [Backend]; 2]>,
 ) -> io::Result<usize> {
     let mut deleted = 0;
     for family in [Family::V4, Family::V6] {
-        if !touched.iter().any(|front| super::table::family(front.address) == family) {
+        if !touched.iter().any(|front| super::element::family(front.address) == family) {
             continue;
         }
         let socket = open()?;
@@ -91,7 +95,7 @@ fn message(kind: u16, flags: u16, family: Family, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// All UDP flows of a family.
+/// All flows of a family that may outlive an endpoint.
 fn flows(socket: &Socket, family: Family) -> io::Result<Vec<Flow>> {
     socket.send_to(&message(GET, 0x301, family, &[]), &SocketAddr::new(0, 0), 0)?;
     let mut flows = Vec::new();
@@ -115,20 +119,23 @@ fn errno(body: &[u8]) -> io::Error {
 fn parse(family: Family, body: &[u8]) -> Option<Flow> {
     let original = attribute(body, TUPLE_ORIGINAL)?;
     let reply = attribute(body, TUPLE_REPLY)?;
-    if attribute(attribute(original, 2)?, 1)?.first() != Some(&Protocol::Udp.number()) {
+    let protocol = Protocol::from_number(*attribute(attribute(original, 2)?, 1)?.first()?)?;
+    if protocol == Protocol::Tcp {
         return None;
     }
     let (source, destination) = if family == Family::V4 { (1, 2) } else { (3, 4) };
     let front = Front {
         address: address(attribute(attribute(original, 1)?, destination)?)?,
-        protocol: Protocol::Udp,
+        protocol,
         port: port(attribute(attribute(original, 2)?, 3)?)?,
     };
     let answers = Backend {
         address: address(attribute(attribute(reply, 1)?, source)?)?,
         port: port(attribute(attribute(reply, 2)?, 2)?)?,
     };
-    Some(Flow { front, answers, raw: original.to_vec() })
+    let name = |kind| attribute(body, kind).map(|value| (kind, value.to_vec()));
+    let names = [TUPLE_ORIGINAL, ZONE, ID].into_iter().filter_map(name).collect();
+    Some(Flow { front, answers, names })
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {
@@ -141,11 +148,15 @@ fn port(bytes: &[u8]) -> Option<u16> {
 }
 
 fn delete(socket: &Socket, family: Family, flow: &Flow) -> io::Result<()> {
-    let length = u16::try_from(flow.raw.len() + 4).map_err(io::Error::other)?;
-    let mut payload = length.to_ne_bytes().to_vec();
-    payload.extend_from_slice(&(TUPLE_ORIGINAL | 0x8000).to_ne_bytes());
-    payload.extend_from_slice(&flow.raw);
-    payload.resize(payload.len().next_multiple_of(4), 0);
+    let mut payload = Vec::new();
+    for (kind, value) in &flow.names {
+        let length = u16::try_from(value.len() + 4).map_err(io::Error::other)?;
+        let nested = if *kind == TUPLE_ORIGINAL { 0x8000 } else { 0 };
+        payload.extend_from_slice(&length.to_ne_bytes());
+        payload.extend_from_slice(&(kind | nested).to_ne_bytes());
+        payload.extend_from_slice(value);
+        payload.resize(payload.len().next_multiple_of(4), 0);
+    }
     socket.send_to(&message(DELETE, 5, family, &payload), &SocketAddr::new(0, 0), 0)?;
     let (datagram, _) = socket.recv_from_full()?;
     let answer = messages(&datagram).find(|(kind, _, _)| *kind == 2).map(|(_, _, body)| errno(body));
@@ -164,7 +175,7 @@ mod tests {
     fn exactly_the_flows_that_nobody_answers_are_stale() {
         let front = Front { address: [10, 96, 0, 10].into(), protocol: Protocol::Udp, port: 53 };
         let backend = |n: u8| Backend { address: [10, 0, 0, n].into(), port: 5353 };
-        let flow = |answers| Flow { front, answers, raw: Vec::new() };
+        let flow = |answers| Flow { front, answers, names: Vec::new() };
         let own = Backend { address: front.address, port: front.port };
         let touched = BTreeSet::from([front]);
         let (one, none) = ([backend(1)], []);
@@ -176,10 +187,10 @@ mod tests {
             ("translated, nobody serves now", backend(1), Some(&none[..]), true),
             ("translated, Service gone", backend(1), None, true),
         ] {
-            assert_eq!(is_stale(&flow(answers), &touched, |_| backends), stale, "{what}");
+            assert_eq!(is_stale(&flow(answers), &touched, |_| backends.map(|b| [b, &[]])), stale, "{what}");
         }
         assert!(
-            !is_stale(&flow(backend(2)), &BTreeSet::new(), |_| Some(&one[..])),
+            !is_stale(&flow(backend(2)), &BTreeSet::new(), |_| Some([&one[..], &[]])),
             "an untouched front keeps its flows"
         );
     }

@@ -2,61 +2,49 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use super::slim::{self, SERVICE_NAME};
-use super::{Backend, Front, Protocol, Settings};
+use super::convert::{self, Port, Service, Slice};
+use super::program::{Program, Way};
+use super::select::{Endpoint, Selected, Standing, Zones, select};
+use super::{Backend, Cidr, Front, Settings, slim};
 use crate::ids::ObjectKey;
 use crate::watch::WatchEvent;
 
+/// How much right a front has to an address and port that another Service has, too: less is more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    /// A ClusterIP, which the API server gave to this Service alone.
+    #[default]
+    ClusterIp,
+    /// A NodePort, likewise.
+    NodePort,
+    /// An address that a load balancer controller wrote.
+    Ingress,
+    /// An address that anybody who may write Services has written.
+    External,
+}
+
+/// What a Service says of a front.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Port {
-    name: Box<str>,
-    protocol: Protocol,
-    port: u16,
-    node_port: u16,
+pub struct Claim {
+    /// What it comes to.
+    pub program: Program,
+    /// With what right.
+    pub rank: Rank,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Service {
-    cluster_ips: Box<[IpAddr]>,
-    /// External and load-balancer addresses.
-    external_ips: Box<[IpAddr]>,
-    ports: Box<[Port]>,
-    local_only: bool,
-}
-
-/// Whether an endpoint takes traffic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Standing {
-    Ready,
-    /// Serving while it terminates: used when nothing is ready (KEP-1669).
-    Draining,
-    Out,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Endpoint {
-    address: IpAddr,
-    standing: Standing,
-    local: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Slice {
-    service: ObjectKey,
-    ports: Box<[(Box<str>, Protocol, u16)]>,
-    endpoints: Box<[Endpoint]>,
-}
-
-/// A front with its backends in no particular order.
-pub type Desired = BTreeMap<Front, Vec<Backend>>;
+/// All fronts of a Service.
+pub type Desired = BTreeMap<Front, Claim>;
 
 /// Services and slices as they were last seen.
 #[derive(Debug, Default)]
 pub struct Index {
-    node_name: Arc<str>,
+    node_name: Box<str>,
     node_addresses: Vec<IpAddr>,
+    external_ip_ranges: Option<Box<[Cidr]>>,
+    zones: Zones,
+    /// The bit of this node's zone.
+    zone: u16,
     services: HashMap<ObjectKey, Service>,
     slices: HashMap<ObjectKey, Slice>,
     slices_of: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
@@ -70,9 +58,19 @@ impl Index {
     /// An empty index.
     pub fn new(settings: &Settings) -> Self {
         Self {
-            node_name: Arc::from(settings.node_name.as_str()),
+            node_name: settings.node_name.as_str().into(),
             node_addresses: settings.node_addresses.clone(),
+            external_ip_ranges: settings.external_ip_ranges.as_deref().map(Box::from),
             ..Self::default()
+        }
+    }
+
+    /// The zone of this node; all Services with hints may change.
+    pub fn set_zone(&mut self, zone: Option<&str>) {
+        let bit = zone.map_or(0, |zone| self.zones.bit(zone));
+        if self.zone != bit {
+            self.zone = bit;
+            self.dirty.extend(self.services.keys().cloned());
         }
     }
 
@@ -104,11 +102,11 @@ impl Index {
         match event {
             WatchEvent::Restart => self.listing_services = Some(BTreeSet::new()),
             WatchEvent::InitApply(service) | WatchEvent::Apply(service) => {
-                let Some(key) = key(&service.metadata) else { return };
+                let Some(key) = convert::key(&service.metadata) else { return };
                 if let Some(listed) = &mut self.listing_services {
                     listed.insert(key.clone());
                 }
-                match convert_service(&service) {
+                match convert::service(&service, self.external_ip_ranges.as_deref()) {
                     Some(new) => {
                         if self.services.get(&key) != Some(&new) {
                             self.services.insert(key.clone(), new);
@@ -126,7 +124,7 @@ impl Index {
                 }
             }
             WatchEvent::Delete(service) => {
-                if let Some(key) = key(&service.metadata) {
+                if let Some(key) = convert::key(&service.metadata) {
                     self.remove_service(&key);
                 }
             }
@@ -144,11 +142,11 @@ impl Index {
         match event {
             WatchEvent::Restart => self.listing_slices = Some(BTreeSet::new()),
             WatchEvent::InitApply(slice) | WatchEvent::Apply(slice) => {
-                let Some(key) = key(&slice.metadata) else { return };
+                let Some(key) = convert::key(&slice.metadata) else { return };
                 if let Some(listed) = &mut self.listing_slices {
                     listed.insert(key.clone());
                 }
-                match self.convert_slice(&slice) {
+                match convert::slice(&slice, &self.node_name, &mut self.zones) {
                     Some(new) => self.put_slice(key, new),
                     None => self.remove_slice(&key),
                 }
@@ -161,7 +159,7 @@ impl Index {
                 }
             }
             WatchEvent::Delete(slice) => {
-                if let Some(key) = key(&slice.metadata) {
+                if let Some(key) = convert::key(&slice.metadata) {
                     self.remove_slice(&key);
                 }
             }
@@ -191,59 +189,25 @@ impl Index {
         self.dirty.insert(slice.service);
     }
 
-    fn convert_slice(&self, slice: &slim::EndpointSlice) -> Option<Slice> {
-        let name = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?;
-        let service = ObjectKey::new(slice.metadata.namespace.as_deref()?, name);
-        let v6 = match slice.address_type.as_str() {
-            "IPv4" => false,
-            "IPv6" => true,
-            _ => return None,
-        };
-        let endpoints = slice.endpoints.iter().filter_map(|endpoint| {
-            let address: IpAddr = endpoint.addresses.first()?.parse().ok()?;
-            // An address of the other family, or one that would reach the node itself, is nobody's endpoint.
-            if address.is_ipv6() != v6 || address.is_loopback() || address.is_unspecified() || address.is_multicast() {
-                return None;
-            }
-            let conditions = &endpoint.conditions;
-            let ready = conditions.ready.unwrap_or(true);
-            let serving = conditions.serving.unwrap_or(ready);
-            let standing = match (ready, serving && conditions.terminating == Some(true)) {
-                (true, _) => Standing::Ready,
-                (false, true) => Standing::Draining,
-                (false, false) => Standing::Out,
-            };
-            let local = endpoint.node_name.as_deref().is_some_and(|name| name == &*self.node_name);
-            Some(Endpoint { address, standing, local })
-        });
-        let ports = slice.ports.iter().filter_map(|port| {
-            let number = u16::try_from(port.port?).ok().filter(|n| *n > 0)?;
-            let protocol = Protocol::from_api(port.protocol.as_deref())?;
-            Some((port.name.as_deref().unwrap_or_default().into(), protocol, number))
-        });
-        Some(Slice { service, ports: ports.collect(), endpoints: endpoints.collect() })
-    }
-
-    /// What a Service comes to: all of its fronts with the endpoints that serve each.
+    /// What a Service comes to: all of its fronts with the endpoints that serve each. Of its own claims to the same
+    /// address and port the one with most right stands.
     pub fn desired(&self, key: &ObjectKey) -> Desired {
         let mut desired = Desired::new();
         let Some(service) = self.services.get(key) else { return desired };
         for port in &service.ports {
-            let internal: Vec<(Endpoint, u16)> = self.endpoints(key, port);
-            for address in &service.cluster_ips {
-                let front = Front { address: *address, protocol: port.protocol, port: port.port };
-                desired.insert(front, select(&internal, address.is_ipv6(), service.local_only));
-            }
-            for address in &service.external_ips {
-                let front = Front { address: *address, protocol: port.protocol, port: port.port };
-                desired.insert(front, select(&internal, address.is_ipv6(), false));
-            }
+            let endpoints = self.endpoints(key, port);
+            let selected = [false, true].map(|v6| select(&endpoints, v6, self.zone));
+            let mut claim = |address: IpAddr, number: u16, rank: Rank| {
+                let front = Front { address, protocol: port.protocol, port: number };
+                let program = program(service, &selected[usize::from(address.is_ipv6())], address, rank);
+                desired.entry(front).or_insert(Claim { program, rank });
+            };
+            service.cluster_ips.iter().for_each(|address| claim(*address, port.port, Rank::ClusterIp));
             if port.node_port > 0 {
-                for address in &self.node_addresses {
-                    let front = Front { address: *address, protocol: port.protocol, port: port.node_port };
-                    desired.insert(front, select(&internal, address.is_ipv6(), false));
-                }
+                self.node_addresses.iter().for_each(|address| claim(*address, port.node_port, Rank::NodePort));
             }
+            service.ingress_ips.iter().for_each(|address| claim(*address, port.port, Rank::Ingress));
+            service.external_ips.iter().for_each(|address| claim(*address, port.port, Rank::External));
         }
         desired
     }
@@ -261,61 +225,47 @@ impl Index {
             .collect()
     }
 
-    /// Whether an address is a ClusterIP of some Service.
-    pub fn is_external(&self, key: &ObjectKey, address: IpAddr) -> bool {
-        self.services.get(key).is_none_or(|service| !service.cluster_ips.contains(&address))
-    }
-
-    /// Addresses of endpoints on this node, for hairpin connections.
+    /// Addresses of endpoints on this node, for hairpin connections; none of what is no Service.
     pub fn local_addresses(&self, key: &ObjectKey) -> BTreeSet<IpAddr> {
+        if !self.services.contains_key(key) {
+            return BTreeSet::new();
+        }
         let slices = self.slices_of.get(key).into_iter().flatten().filter_map(|key| self.slices.get(key));
         slices.flat_map(|slice| slice.endpoints.iter().filter(|e| e.local).map(|e| e.address)).collect()
     }
+
+    /// Services with a health check port, each with its number of ready endpoints on this node.
+    pub fn health_checks(&self) -> BTreeMap<u16, (ObjectKey, usize)> {
+        let checked = self.services.iter().filter(|(_, service)| service.health_check_port > 0);
+        let count = |(key, service): (&ObjectKey, &Service)| {
+            let slices = self.slices_of.get(key).into_iter().flatten().filter_map(|key| self.slices.get(key));
+            let ready = slices.flat_map(|slice| &slice.endpoints);
+            let ready = ready.filter(|e| e.local && e.standing == Standing::Ready).map(|e| e.address);
+            (service.health_check_port, (key.clone(), ready.collect::<BTreeSet<_>>().len()))
+        };
+        checked.map(count).collect()
+    }
 }
 
-/// Ready endpoints, or those that serve while they terminate when none is ready; each address and port once.
-fn select(endpoints: &[(Endpoint, u16)], v6: bool, local_only: bool) -> Vec<Backend> {
-    let of = |standing: Standing| {
-        let chosen = endpoints.iter().filter(|(e, _)| e.standing == standing && e.address.is_ipv6() == v6);
-        let chosen = chosen.filter(|(e, _)| e.local || !local_only);
-        chosen.map(|(e, port)| Backend { address: e.address, port: *port }).collect::<BTreeSet<_>>()
+/// What the front of a Service at an address comes to.
+fn program(service: &Service, selected: &Selected, address: IpAddr, rank: Rank) -> Program {
+    let to = |backends: &[Backend], otherwise: Way| match backends {
+        [] => otherwise,
+        backends => Way::To(backends.into()),
     };
-    let ready = of(Standing::Ready);
-    let chosen = if ready.is_empty() { of(Standing::Draining) } else { ready };
-    chosen.into_iter().collect()
-}
-
-fn key(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Option<ObjectKey> {
-    Some(ObjectKey::new(meta.namespace.as_deref()?, meta.name.as_deref()?))
-}
-
-/// A Service that is served by rules; `None` for headless and ExternalName ones.
-fn convert_service(service: &slim::Service) -> Option<Service> {
-    let spec = &service.spec;
-    if spec.kind.as_deref() == Some("ExternalName") {
-        return None;
+    let cluster = to(&selected.cluster, Way::Reject);
+    // Nobody here, but somebody elsewhere: what comes is dropped.
+    let elsewhere = if cluster == Way::Reject { Way::Reject } else { Way::Drop };
+    let local = to(&selected.local, elsewhere);
+    let is_internal = rank == Rank::ClusterIp;
+    let ranges = service.source_ranges.iter().filter(|range| range.address.is_ipv6() == address.is_ipv6());
+    let ranges: Box<[Cidr]> = ranges.copied().collect();
+    let is_limited = rank == Rank::Ingress && !ranges.is_empty() && ranges.iter().all(|range| range.prefix > 0);
+    Program {
+        all: if is_internal && service.internal_local { local.clone() } else { cluster },
+        local: Some(local).filter(|way| !is_internal && service.external_local && *way != Way::Reject),
+        masquerade: !is_internal && !service.external_local,
+        affinity: service.affinity,
+        sources: is_limited.then_some(ranges),
     }
-    let first = spec.cluster_ip.iter().filter(|_| spec.cluster_ips.is_empty());
-    let cluster_ips: Box<[IpAddr]> = spec.cluster_ips.iter().chain(first).filter_map(|ip| ip.parse().ok()).collect();
-    if cluster_ips.is_empty() {
-        return None;
-    }
-    let ingress = service.status.load_balancer.ingress.iter();
-    let ingress = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_ref());
-    let external = spec.external_ips.iter().chain(ingress).filter_map(|ip| ip.parse::<IpAddr>().ok());
-    let external = external.filter(|ip| !ip.is_loopback() && !ip.is_unspecified() && !ip.is_multicast());
-    let ports = spec.ports.iter().filter_map(|port| {
-        Some(Port {
-            name: port.name.as_deref().unwrap_or_default().into(),
-            protocol: Protocol::from_api(port.protocol.as_deref())?,
-            port: u16::try_from(port.port).ok().filter(|n| *n > 0)?,
-            node_port: port.node_port.and_then(|n| u16::try_from(n).ok()).unwrap_or(0),
-        })
-    });
-    Some(Service {
-        cluster_ips,
-        external_ips: external.collect(),
-        ports: ports.collect(),
-        local_only: spec.internal_traffic_policy.as_deref() == Some("Local"),
-    })
 }

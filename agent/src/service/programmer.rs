@@ -17,16 +17,19 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::index::Index;
-use super::table::{self, TABLE, Tables};
-use super::{Settings, conntrack, slim};
+use super::table::Tables;
+use super::{Front, Settings, affinity, conntrack, kernel, slim};
+use crate::ids::ObjectKey;
 use crate::nft::batch::Batch;
 use crate::nft::listener::Listener;
-use crate::nft::socket::{Dump, Kernel};
-use crate::nft::{Family, NftError, expr};
+use crate::nft::socket::Kernel;
+use crate::nft::{Family, NftError};
 use crate::watch::{WatchEvent, WatchSink};
 
 /// The full comparison with the kernel, should an event have been lost.
 const AUDIT: Duration = Duration::from_secs(600);
+/// Services in one transaction. The kernel holds a lock meanwhile, and the batch is the largest buffer of the agent.
+const CHUNK: usize = 1000;
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// What the thread was told since it last looked.
@@ -35,6 +38,8 @@ struct Wake {
     changed: bool,
     audit: bool,
     stop: bool,
+    /// Number of the newest change.
+    newest: u64,
 }
 
 /// How the programmer does.
@@ -57,6 +62,9 @@ struct Shared {
     wake: Mutex<Wake>,
     condvar: Condvar,
     status: Mutex<Status>,
+    /// Number of the newest change that is in the kernel.
+    done: Mutex<u64>,
+    is_done: Condvar,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -68,6 +76,13 @@ impl Shared {
     fn notify(&self, tell: impl FnOnce(&mut Wake)) {
         tell(&mut lock(&self.wake));
         self.condvar.notify_one();
+    }
+
+    fn changed(&self) {
+        self.notify(|wake| {
+            wake.changed = true;
+            wake.newest += 1;
+        });
     }
 }
 
@@ -93,10 +108,21 @@ pub fn spawn(settings: Settings) -> io::Result<ServiceHandle> {
         wake: Mutex::default(),
         condvar: Condvar::new(),
         status: Mutex::default(),
+        done: Mutex::default(),
+        is_done: Condvar::new(),
     });
     let kernel = Kernel::open()?;
     let listener = Listener::open()?;
-    let programmer = Programmer { settings, shared: shared.clone(), kernel, tables: None, batch: Batch::new() };
+    let programmer = Programmer {
+        settings,
+        shared: shared.clone(),
+        kernel,
+        tables: None,
+        batch: Batch::new(),
+        refusals: 0,
+        unreconciled: BTreeSet::new(),
+        unforgotten: BTreeSet::new(),
+    };
     std::thread::Builder::new().name("services".into()).spawn(move || programmer.run())?;
     let heard = Arc::downgrade(&shared);
     std::thread::Builder::new().name("nft-events".into()).spawn(move || {
@@ -126,7 +152,20 @@ impl ServiceHandle {
     /// Other addresses for NodePorts.
     pub fn set_node_addresses(&self, addresses: Vec<IpAddr>) {
         lock(&self.shared.index).set_node_addresses(addresses);
-        self.shared.notify(|wake| wake.changed = true);
+        self.shared.changed();
+    }
+
+    /// The zone of this node, for endpoints that are meant for zones.
+    pub fn set_zone(&self, zone: Option<&str>) {
+        lock(&self.shared.index).set_zone(zone);
+        self.shared.changed();
+    }
+
+    /// Waits until every change that was told before this call is in the kernel; `false` when that takes longer than `limit`.
+    pub fn programmed(&self, limit: Duration) -> bool {
+        let newest = lock(&self.shared.wake).newest;
+        let waited = self.shared.is_done.wait_timeout_while(lock(&self.shared.done), limit, |done| *done < newest);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
     /// How it does.
@@ -142,7 +181,7 @@ impl Sink {
     fn changed(&self, is_complete: bool) {
         // Objects of a list that still runs are not worth a commit each.
         if is_complete {
-            self.0.shared.notify(|wake| wake.changed = true);
+            self.0.shared.changed();
         }
     }
 }
@@ -175,6 +214,12 @@ struct Programmer {
     /// What the kernel holds; `None` until it was adopted, and again after an error.
     tables: Option<Tables>,
     batch: Batch,
+    /// How often in a row the kernel has refused a batch.
+    refusals: u32,
+    /// Fronts whose flows are to be compared with conntrack.
+    unreconciled: BTreeSet<Front>,
+    /// Fronts whose clients are to be compared with what is remembered of them.
+    unforgotten: BTreeSet<Front>,
 }
 
 impl Programmer {
@@ -192,12 +237,21 @@ impl Programmer {
                 next_audit = Instant::now() + AUDIT;
             }
             match self.turn(audit) {
-                Ok(()) => retry = None,
+                Ok(is_done) => {
+                    retry = None;
+                    self.refusals = 0;
+                    if is_done {
+                        *lock(&self.shared.done) = wake.newest;
+                        self.shared.is_done.notify_all();
+                    }
+                }
                 Err(error) => {
                     tracing::error!(%error, "cannot program Services; trying again");
                     lock(&self.shared.status).error = Some(error.to_string());
                     self.tables = None;
-                    retry = Some(retry.map_or(Duration::from_millis(100), |d| (d * 2).min(RETRY_MAX)));
+                    self.batch.clear();
+                    self.refusals += u32::from(matches!(error, NftError::Refused { .. }));
+                    retry = Some(retry.map_or(Duration::from_millis(10), |d| (d * 2).min(RETRY_MAX)));
                 }
             }
         }
@@ -209,143 +263,141 @@ impl Programmer {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || wake.stop || (!is_retry && (wake.changed || wake.audit)) {
-                return std::mem::take(&mut *wake);
+                let newest = wake.newest;
+                return std::mem::replace(&mut *wake, Wake { newest, ..Wake::default() });
             }
             wake = self.shared.condvar.wait_timeout(wake, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    fn turn(&mut self, audit: bool) -> Result<(), NftError> {
+    /// Answers whether the kernel has everything; it has not before both lists are complete.
+    fn turn(&mut self, audit: bool) -> Result<bool, NftError> {
         if !lock(&self.shared.index).has_synced() {
             // Until both lists are complete nothing may be removed, and half a Service must not be shown.
-            return Ok(());
+            return Ok(false);
         }
-        if audit && self.tables.is_some() && !self.is_intact()? {
+        if audit
+            && let Some(tables) = &self.tables
+            && !kernel::is_intact(&mut self.kernel, &self.settings, tables)?
+        {
             tracing::warn!("our nftables rules were changed by somebody else; repairing them");
             lock(&self.shared.status).repairs += 1;
             self.tables = None;
         }
         lock(&self.shared.status).waiting_since.get_or_insert_with(SystemTime::now);
-        let fresh = self.tables.is_none();
-        if fresh {
-            self.adopt()?;
+        let (mut tables, is_fresh) = match self.tables.take() {
+            Some(tables) => (tables, false),
+            None => (self.adopt()?, true),
+        };
+        self.program(&mut tables, is_fresh)?;
+        self.forget(&tables, is_fresh)?;
+        self.reconcile(&mut tables, is_fresh);
+        let size = tables.size();
+        self.tables = Some(tables);
+        let mut status = lock(&self.shared.status);
+        let last_commit = Some(SystemTime::now());
+        *status = Status { last_commit, waiting_since: None, error: None, repairs: status.repairs, size };
+        Ok(true)
+    }
+
+    /// What the kernel holds. Tables that it has refused to change twice are replaced as a whole, in one transaction.
+    fn adopt(&mut self) -> Result<Tables, NftError> {
+        if self.refusals < 2 {
+            return Ok(kernel::adopt(&mut self.kernel, &self.settings, &mut self.batch)?);
         }
-        let Some(tables) = &mut self.tables else { return Ok(()) };
-        let began = Instant::now();
-        {
+        kernel::replace(&self.settings, &mut self.batch);
+        Ok(Tables::new())
+    }
+
+    /// Brings the kernel to what the index says.
+    fn program(&mut self, tables: &mut Tables, is_fresh: bool) -> Result<(), NftError> {
+        let mut pending = {
             let mut index = lock(&self.shared.index);
-            let dirty =
-                if fresh { index.take_dirty().into_iter().chain(index.keys()).collect() } else { index.take_dirty() };
-            for key in &dirty {
-                tables.update(&index, key);
+            let dirty = index.take_dirty();
+            if is_fresh { dirty.into_iter().chain(index.keys()).collect() } else { dirty }
+        };
+        // A table that is replaced must not be seen without its Services.
+        let chunk = if self.refusals < 2 { CHUNK } else { usize::MAX };
+        loop {
+            let now: Vec<ObjectKey> = pending.iter().take(chunk).cloned().collect();
+            {
+                let index = lock(&self.shared.index);
+                for key in &now {
+                    pending.remove(key);
+                    pending.extend(tables.update(&index, key));
+                }
+            }
+            if pending.is_empty() && is_fresh {
+                tables.complete();
+            }
+            tables.write(&mut self.batch);
+            self.unforgotten.append(&mut tables.forgetting);
+            affinity::forget(&mut self.kernel, &mut self.batch, &self.unforgotten, (&self.settings.local, tables))?;
+            self.commit()?;
+            if pending.is_empty() {
+                return Ok(());
             }
         }
-        if fresh {
-            tables.drop_unowned();
-        }
-        tables.write(&mut self.batch);
-        let (messages, bytes) = (self.batch.len(), self.batch.size());
-        let committed = self.kernel.commit(&mut self.batch);
+    }
+
+    fn commit(&mut self) -> Result<(), NftError> {
+        let (messages, bytes, began) = (self.batch.len(), self.batch.size(), Instant::now());
+        self.kernel.commit(&mut self.batch)?;
         self.batch.clear();
-        committed?;
         if messages > 0 {
             tracing::debug!(messages, bytes, took = ?began.elapsed(), "Services committed");
         }
-        let touched = std::mem::take(&mut tables.udp_touched);
-        let touched = if fresh { tables.udp_fronts() } else { touched };
-        let size = tables.size();
-        if !touched.is_empty() {
-            // A failure costs stale flows until the next change; the rules themselves are right.
-            match conntrack::reconcile(&touched, |front| tables.backends(front)) {
-                Ok(0) => {}
-                Ok(deleted) => tracing::info!(deleted, "stale UDP flows deleted"),
-                Err(error) => tracing::warn!(%error, "cannot reconcile UDP flows"),
-            }
-        }
-        let mut status = lock(&self.shared.status);
-        *status = Status {
-            last_commit: Some(SystemTime::now()),
-            waiting_since: None,
-            error: None,
-            repairs: status.repairs,
-            size,
-        };
         Ok(())
     }
 
-    fn chains(&mut self, family: Family) -> io::Result<BTreeSet<String>> {
-        let mut chains = BTreeSet::new();
-        self.kernel.dump(family, Dump::Chains, |body| {
-            if crate::nft::decode::string(body, 1) == Some(TABLE)
-                && let Some(name) = crate::nft::decode::string(body, 3)
-            {
-                chains.insert(name.to_owned());
+    /// Clients that connected to an endpoint while it was taken away are forgotten now. An entry that ends by itself
+    /// between reading and deleting makes the kernel refuse the deletion; then it is read again.
+    fn forget(&mut self, tables: &Tables, is_fresh: bool) -> Result<(), NftError> {
+        if is_fresh {
+            self.unforgotten.extend(tables.sticky_fronts());
+        }
+        for _ in 0..8 {
+            let of = (&self.settings.local, tables);
+            if affinity::forget(&mut self.kernel, &mut self.batch, &self.unforgotten, of)? == 0 {
+                self.unforgotten.clear();
+                return Ok(());
             }
-        })?;
-        Ok(chains)
-    }
-
-    /// Reads what is in the kernel, and writes the structure where it is not what it should be.
-    fn adopt(&mut self) -> Result<(), NftError> {
-        let mut tables = Tables::new();
-        for family in [Family::V4, Family::V6] {
-            let chains = self.chains(family)?;
-            if !chains.contains(&table::schema(family, &self.settings)) {
-                table::write_structure(&mut self.batch, family, &self.settings, &chains);
-            }
-            chains.iter().for_each(|name| tables.adopt_chain(family, name));
-            if chains.is_empty() {
-                continue;
-            }
-            for set in SETS {
-                self.kernel.dump(family, Dump::Elements(TABLE, set), |body| {
-                    for (key, data) in crate::nft::decode::elements(body) {
-                        tables.adopt(family, set, key, data);
-                    }
-                })?;
+            match self.commit() {
+                Err(NftError::Refused { .. }) => self.batch.clear(),
+                other => other?,
             }
         }
-        self.tables = Some(tables);
+        tracing::warn!("clients with session affinity are remembered for endpoints that are gone; trying again later");
         Ok(())
     }
 
-    /// Whether chains and element counts are what was committed. Cheap enough for every foreign commit: elements are
-    /// only counted.
-    fn is_intact(&mut self) -> io::Result<bool> {
-        let Some((fronts, endpoints)) = self.tables.as_ref().map(Tables::size) else { return Ok(true) };
-        let (mut found_fronts, mut found_endpoints) = (0, 0);
-        for family in [Family::V4, Family::V6] {
-            let chains = self.chains(family)?;
-            if !chains.contains(&table::schema(family, &self.settings)) || !chains.contains("nat-prerouting") {
-                return Ok(false);
-            }
-            for set in [table::SERVICES, table::NO_ENDPOINTS, table::ENDPOINTS] {
-                let mut count = 0;
-                self.kernel.dump(family, Dump::Elements(TABLE, set), |body| {
-                    count += crate::nft::decode::elements(body).count();
-                })?;
-                if set == table::ENDPOINTS {
-                    found_endpoints += count;
-                } else {
-                    found_fronts += count;
+    fn reconcile(&mut self, tables: &mut Tables, is_fresh: bool) {
+        self.unreconciled.append(&mut tables.touched);
+        if is_fresh {
+            self.unreconciled.extend(tables.connectionless_fronts());
+        }
+        if self.unreconciled.is_empty() {
+            return;
+        }
+        match conntrack::reconcile(&self.unreconciled, |front| tables.backends(front)) {
+            Ok(deleted) => {
+                self.unreconciled.clear();
+                if deleted > 0 {
+                    tracing::info!(deleted, "stale flows deleted");
                 }
             }
+            // The rules are right; the flows of these fronts are looked at again with the next change or audit.
+            Err(error) => tracing::warn!(%error, "cannot compare flows with Services; trying again later"),
         }
-        Ok((found_fronts, found_endpoints) == (fronts, endpoints))
     }
 }
-
-const SETS: [&str; 6] =
-    [table::SERVICES, table::ENDPOINTS, table::NO_ENDPOINTS, table::CLUSTER_IPS, table::EXTERNAL_IPS, table::HAIRPIN];
 
 /// Removes our tables.
 pub fn cleanup() -> Result<(), NftError> {
     let mut kernel = Kernel::open()?;
     let mut batch = Batch::new();
     for family in [Family::V4, Family::V6] {
-        // Adding first makes deleting right also when there is no table.
-        expr::add_table(&mut batch, family, TABLE);
-        expr::delete_table(&mut batch, family, TABLE);
+        kernel::delete(&mut batch, family);
     }
     kernel.commit(&mut batch)
 }

@@ -10,6 +10,10 @@ use serde::{Deserialize, Deserializer};
 
 /// Label of an EndpointSlice that names its Service.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Label of a Service that another proxy serves.
+pub const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// Label of headless Services and their EndpointSlices.
+pub const HEADLESS: &str = "service.kubernetes.io/headless";
 
 #[derive(Deserialize)]
 struct SlimMeta {
@@ -25,16 +29,23 @@ struct SlimMeta {
 struct SlimLabels {
     #[serde(rename = "kubernetes.io/service-name")]
     service: Option<String>,
+    #[serde(rename = "service.kubernetes.io/service-proxy-name")]
+    proxy: Option<String>,
+    #[serde(rename = "service.kubernetes.io/headless")]
+    headless: Option<String>,
 }
 
 fn slim_meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
     let slim = SlimMeta::deserialize(deserializer)?;
-    let labels = slim.labels.service.map(|service| BTreeMap::from([(SERVICE_NAME.to_owned(), service)]));
+    let SlimLabels { service, proxy, headless } = slim.labels;
+    let labels = [(SERVICE_NAME, service), (SERVICE_PROXY_NAME, proxy), (HEADLESS, headless)];
+    let labels = labels.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    let labels: BTreeMap<String, String> = labels.collect();
     Ok(ObjectMeta {
         name: slim.name,
         namespace: slim.namespace,
         resource_version: slim.resource_version,
-        labels,
+        labels: (!labels.is_empty()).then_some(labels),
         ..ObjectMeta::default()
     })
 }
@@ -43,7 +54,7 @@ fn slim_meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Service {
-    /// Name, namespace and version only.
+    /// Name, namespace, version and the labels of this file only.
     #[serde(deserialize_with = "slim_meta")]
     pub metadata: ObjectMeta,
     /// Spec.
@@ -74,6 +85,34 @@ pub struct ServiceSpec {
     pub ports: Vec<ServicePort>,
     /// `Local` keeps traffic from inside the cluster on this node.
     pub internal_traffic_policy: Option<String>,
+    /// `Local` sends traffic from outside to endpoints on the node that it came to, and keeps the client's address.
+    pub external_traffic_policy: Option<String>,
+    /// `ClientIP` or `None`.
+    pub session_affinity: Option<String>,
+    /// Its timeout.
+    #[serde(deserialize_with = "null_is_default")]
+    pub session_affinity_config: SessionAffinityConfig,
+    /// Sources that may use the load balancer.
+    pub load_balancer_source_ranges: Vec<String>,
+    /// Where load balancers ask for endpoints of a node, with `externalTrafficPolicy: Local`.
+    pub health_check_node_port: Option<i32>,
+}
+
+/// `sessionAffinityConfig`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SessionAffinityConfig {
+    /// By client address.
+    #[serde(rename = "clientIP", deserialize_with = "null_is_default")]
+    pub client_ip: ClientIpConfig,
+}
+
+/// `sessionAffinityConfig.clientIP`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClientIpConfig {
+    /// How long a client keeps its endpoint.
+    pub timeout_seconds: Option<i32>,
 }
 
 /// A port of a Service.
@@ -120,22 +159,22 @@ pub struct Ingress {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointSlice {
-    /// Name, namespace, version and the Service's label only.
+    /// Name, namespace, version and the labels of this file only.
     #[serde(deserialize_with = "slim_meta")]
     pub metadata: ObjectMeta,
     /// `IPv4`, `IPv6` or `FQDN`.
     #[serde(default)]
     pub address_type: String,
     /// Endpoints.
-    #[serde(default, deserialize_with = "null_is_empty")]
+    #[serde(default, deserialize_with = "null_is_default")]
     pub endpoints: Vec<Endpoint>,
     /// Ports of all of them.
-    #[serde(default, deserialize_with = "null_is_empty")]
+    #[serde(default, deserialize_with = "null_is_default")]
     pub ports: Vec<EndpointPort>,
 }
 
-fn null_is_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
-    Ok(Option::<Vec<T>>::deserialize(deserializer)?.unwrap_or_default())
+fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// An endpoint of a slice.
@@ -148,6 +187,28 @@ pub struct Endpoint {
     pub conditions: Conditions,
     /// The node that it is on.
     pub node_name: Option<String>,
+    /// For whom it is meant.
+    #[serde(deserialize_with = "null_is_default")]
+    pub hints: EndpointHints,
+}
+
+/// `hints` of an endpoint.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointHints {
+    /// Zones.
+    #[serde(deserialize_with = "null_is_default")]
+    pub for_zones: Vec<Hint>,
+    /// Nodes.
+    #[serde(deserialize_with = "null_is_default")]
+    pub for_nodes: Vec<Hint>,
+}
+
+/// A zone or node that an endpoint is meant for.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Hint {
+    /// Name of the zone or node.
+    pub name: String,
 }
 
 /// Conditions of an endpoint; absent means true for ready and serving, false for terminating.

@@ -1,98 +1,29 @@
-//! What is in the kernel, and the smallest batch that changes it. Pure but for the batch that it writes into.
+//! What our tables in the kernel hold, and the smallest batch that changes it. Pure but for the batch that it writes into.
+//!
+//! Every front has one [`Program`], and every program stands for a set of elements; a change is the difference of two such
+//! sets. What a former agent left is read back into programs. What cannot be one (somebody deleted half of it, say) is
+//! removed element by element in the transaction that programs the front anew.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
-use super::index::Index;
-use super::{Backend, Cidr, Front, Protocol, Settings};
+use super::element::{digest, family, octets, read_address};
+use super::index::{Claim, Index, Rank};
+use super::program::{Element, Program};
+use super::structure::{Numbered, SetName, TABLE};
+use super::{Backend, Front, Protocol};
 use crate::ids::ObjectKey;
 use crate::nft::Family;
 use crate::nft::batch::{Batch, Message};
-use crate::nft::decode::ElementData;
-use crate::nft::expr::{self, Data, Field, Hook, Verdict, elements, rule};
-
-/// Name of our table in both families.
-pub const TABLE: &str = "nodelet";
-/// Map from fronts to the chain for their number of endpoints.
-pub const SERVICES: &str = "services";
-/// Map from fronts and slots to endpoints.
-pub const ENDPOINTS: &str = "endpoints";
-/// Set of fronts without endpoints.
-pub const NO_ENDPOINTS: &str = "no-endpoints";
-/// Set of ClusterIPs.
-pub const CLUSTER_IPS: &str = "cluster-ips";
-/// Set of the other front addresses; connections to them are masqueraded.
-pub const EXTERNAL_IPS: &str = "external-ips";
-/// Set of pairs of an address with itself: a pod that reaches itself through a Service.
-pub const HAIRPIN: &str = "hairpin";
-
-/// The family of an address.
-pub fn family(address: IpAddr) -> Family {
-    if address.is_ipv4() { Family::V4 } else { Family::V6 }
-}
-
-fn octets(address: IpAddr, out: &mut Vec<u8>) {
-    match address {
-        IpAddr::V4(v4) => out.extend_from_slice(&v4.octets()),
-        IpAddr::V6(v6) => out.extend_from_slice(&v6.octets()),
-    }
-}
-
-/// Key of a front: address, protocol and port, each padded to four bytes.
-pub fn front_key(front: &Front) -> Vec<u8> {
-    let mut key = Vec::with_capacity(28);
-    octets(front.address, &mut key);
-    key.extend_from_slice(&[front.protocol.number(), 0, 0, 0]);
-    key.extend_from_slice(&front.port.to_be_bytes());
-    key.extend_from_slice(&[0, 0]);
-    key
-}
-
-fn slot_key(front: &Front, slot: usize) -> Vec<u8> {
-    let mut key = front_key(front);
-    key.extend_from_slice(&u32::try_from(slot).unwrap_or(u32::MAX).to_ne_bytes());
-    key
-}
-
-fn backend_value(backend: &Backend) -> Vec<u8> {
-    let mut value = Vec::with_capacity(20);
-    octets(backend.address, &mut value);
-    value.extend_from_slice(&backend.port.to_be_bytes());
-    value.extend_from_slice(&[0, 0]);
-    value
-}
-
-fn read_address(family: Family, bytes: &[u8]) -> Option<(IpAddr, &[u8])> {
-    match family {
-        Family::V4 => {
-            let (address, rest) = bytes.split_first_chunk::<4>()?;
-            Some((IpAddr::from(*address), rest))
-        }
-        Family::V6 => {
-            let (address, rest) = bytes.split_first_chunk::<16>()?;
-            Some((IpAddr::from(*address), rest))
-        }
-    }
-}
-
-fn read_front(family: Family, key: &[u8]) -> Option<(Front, &[u8])> {
-    let (address, rest) = read_address(family, key)?;
-    let protocol = match rest.first()? {
-        6 => Protocol::Tcp,
-        17 => Protocol::Udp,
-        132 => Protocol::Sctp,
-        _ => return None,
-    };
-    let port = u16::from_be_bytes([*rest.get(4)?, *rest.get(5)?]);
-    Some((Front { address, protocol, port }, rest.get(8..)?))
-}
+use crate::nft::decode::Raw;
+use crate::nft::expr::{self, elements};
 
 #[derive(Clone, Debug, Default)]
 struct Installed {
     /// The Service that it belongs to; none right after adoption.
     owner: Option<ObjectKey>,
-    /// By slot.
-    backends: Box<[Backend]>,
+    rank: Rank,
+    program: Program,
 }
 
 /// A set of addresses that many fronts or endpoints share.
@@ -119,39 +50,48 @@ impl Addresses {
         self.touched.insert(address);
     }
 
-    /// What is to be added and what is to be removed, which is then taken as done.
-    fn settle(&mut self) -> (Vec<IpAddr>, Vec<IpAddr>) {
-        let (mut add, mut remove) = (Vec::new(), Vec::new());
+    fn adopt(&mut self, address: IpAddr) {
+        self.installed.insert(address);
+        self.touched.insert(address);
+    }
+
+    /// What is to be removed and what is to be added, which is then taken as done. What was adopted and is not wanted yet
+    /// stays until everything was looked at.
+    fn settle(&mut self, keep: bool) -> (Vec<IpAddr>, Vec<IpAddr>) {
+        let (mut add, mut remove, mut later) = (Vec::new(), Vec::new(), BTreeSet::new());
         for address in std::mem::take(&mut self.touched) {
             match (self.wanted.contains_key(&address), self.installed.contains(&address)) {
                 (true, false) => add.push(address),
+                (false, true) if keep => drop(later.insert(address)),
                 (false, true) => remove.push(address),
                 (true, true) | (false, false) => {}
             }
         }
+        self.touched = later;
         self.installed.extend(add.iter().copied());
         for address in &remove {
             self.installed.remove(address);
         }
-        (add, remove)
+        (remove, add)
     }
 }
 
+/// What a Service has.
 #[derive(Debug, Default)]
 struct Owned {
-    fronts: Box<[(Front, bool)]>,
-    local: Box<[IpAddr]>,
+    fronts: BTreeMap<Front, bool>,
+    /// Fronts that it should have and another Service has.
+    waits: BTreeSet<Front>,
+    local: BTreeSet<IpAddr>,
 }
 
-/// Element changes of one transaction, in the order in which they are written: deletions first.
-#[derive(Debug, Default)]
-struct Changes {
-    del_services: Vec<Front>,
-    add_services: Vec<(Front, usize)>,
-    del_endpoints: Vec<(Front, usize)>,
-    add_endpoints: Vec<(Front, usize, Backend)>,
-    del_none: Vec<Front>,
-    add_none: Vec<Front>,
+/// An element that does not fit, as it is to be deleted.
+#[derive(Debug)]
+struct Stray {
+    family: Family,
+    set: SetName,
+    key: Vec<u8>,
+    end: Option<Vec<u8>>,
 }
 
 /// What our tables in the kernel hold.
@@ -159,13 +99,21 @@ struct Changes {
 pub struct Tables {
     fronts: HashMap<Front, Installed>,
     owned: HashMap<ObjectKey, Owned>,
-    counts: BTreeSet<(Family, usize)>,
+    waiting: BTreeMap<Front, BTreeSet<ObjectKey>>,
+    chains: BTreeSet<(Family, Numbered)>,
     cluster_ips: Addresses,
-    external_ips: Addresses,
     hairpin: Addresses,
-    changes: Changes,
-    /// UDP fronts that changed or went; conntrack is asked about them.
-    pub udp_touched: BTreeSet<Front>,
+    removed: BTreeSet<Element>,
+    added: BTreeSet<Element>,
+    strays: Vec<Stray>,
+    /// Sum of the digests of all elements of fronts.
+    sum: u64,
+    /// Whether all Services were looked at since the adoption.
+    is_complete: bool,
+    /// Fronts of UDP and SCTP whose endpoints changed; conntrack is asked about them.
+    pub touched: BTreeSet<Front>,
+    /// Fronts with session affinity whose endpoints changed; some clients may be remembered in vain.
+    pub forgetting: BTreeSet<Front>,
 }
 
 impl Tables {
@@ -176,370 +124,320 @@ impl Tables {
 
     /// How many fronts and endpoints are installed.
     pub fn size(&self) -> (usize, usize) {
-        (self.fronts.len(), self.fronts.values().map(|f| f.backends.len()).sum())
+        (self.fronts.len(), self.fronts.values().map(|f| f.program.all.backends().len()).sum())
     }
 
-    /// The backends of a front; `None` when it is not installed.
-    pub fn backends(&self, front: &Front) -> Option<&[Backend]> {
-        self.fronts.get(front).map(|installed| &*installed.backends)
+    /// The endpoints of both views of a front; `None` when it is not installed.
+    pub fn backends(&self, front: &Front) -> Option<[&[Backend]; 2]> {
+        let program = &self.fronts.get(front)?.program;
+        Some([program.all.backends(), program.local.as_ref().map_or(&[], |way| way.backends())])
     }
 
-    /// All fronts of UDP and SCTP, whose connections outlive their endpoints.
-    pub fn udp_fronts(&self) -> BTreeSet<Front> {
-        self.fronts.keys().filter(|front| front.protocol == Protocol::Udp).copied().collect()
+    /// What a front comes to.
+    pub fn program(&self, front: &Front) -> Option<&Program> {
+        self.fronts.get(front).map(|installed| &installed.program)
     }
 
-    /// Takes in an element that the kernel already has.
-    pub fn adopt(&mut self, family: Family, set: &str, key: &[u8], data: ElementData<'_>) {
-        match set {
-            SERVICES | NO_ENDPOINTS => {
-                if let Some((front, _)) = read_front(family, key) {
-                    self.fronts.entry(front).or_default();
-                }
-            }
-            ENDPOINTS => {
-                let Some((front, rest)) = read_front(family, key) else { return };
-                let slot = rest.try_into().map_or(usize::MAX, |b: [u8; 4]| u32::from_ne_bytes(b) as usize);
-                let ElementData::Value(value) = data else { return };
-                let Some((address, rest)) = read_address(family, value) else { return };
-                let port = rest.get(..2).and_then(|b| b.try_into().ok()).map_or(0, u16::from_be_bytes);
-                let installed = self.fronts.entry(front).or_default();
-                let mut backends = std::mem::take(&mut installed.backends).into_vec();
-                let nothing =
-                    Backend { address: if family == Family::V4 { [0; 4].into() } else { [0; 16].into() }, port: 0 };
-                if slot < 65_536 {
-                    backends.resize(backends.len().max(slot + 1), nothing);
-                    backends[slot] = Backend { address, port };
-                }
-                installed.backends = backends.into_boxed_slice();
-            }
-            CLUSTER_IPS | EXTERNAL_IPS | HAIRPIN => {
-                let Some((address, _)) = read_address(family, key) else { return };
-                let addresses = match set {
-                    CLUSTER_IPS => &mut self.cluster_ips,
-                    EXTERNAL_IPS => &mut self.external_ips,
-                    _ => &mut self.hairpin,
-                };
-                addresses.installed.insert(address);
-                addresses.touched.insert(address);
-            }
-            _ => {}
-        }
+    /// All fronts whose connections outlive their endpoints.
+    pub fn connectionless_fronts(&self) -> impl Iterator<Item = Front> {
+        self.fronts.keys().filter(|front| front.protocol != Protocol::Tcp).copied()
     }
 
-    /// Takes note of a chain for a number of endpoints that the kernel already has.
-    pub fn adopt_chain(&mut self, family: Family, name: &str) {
-        if let Some(count) = name.strip_prefix('n').and_then(|n| n.parse().ok()) {
-            self.counts.insert((family, count));
-        }
+    /// All fronts with session affinity.
+    pub fn sticky_fronts(&self) -> impl Iterator<Item = Front> {
+        self.fronts.iter().filter(|(_, f)| f.program.affinity.is_some()).map(|(front, _)| *front)
     }
 
-    /// Brings one Service to what the index says.
-    pub fn update(&mut self, index: &Index, key: &ObjectKey) {
+    /// Brings one Service to what the index says. Answers Services whose fronts may have become free.
+    pub fn update(&mut self, index: &Index, key: &ObjectKey) -> BTreeSet<ObjectKey> {
         let desired = index.desired(key);
-        let local = index.local_addresses(key);
         let old = self.owned.remove(key).unwrap_or_default();
-        for (front, external) in &old.fronts {
-            self.addresses_of(*external).release(front.address);
-            let ours = self.fronts.get(front).is_some_and(|f| f.owner.as_ref() == Some(key));
-            if ours && !desired.contains_key(front) {
-                self.remove(front);
+        let mut freed = BTreeSet::new();
+        for (front, is_cluster_ip) in &old.fronts {
+            if *is_cluster_ip {
+                self.cluster_ips.release(front.address);
             }
+            if !desired.contains_key(front) {
+                self.remove(front);
+                freed.extend(self.waiting.remove(front).unwrap_or_default());
+            }
+        }
+        for front in &old.waits {
+            self.stop_waiting(front, key);
         }
         old.local.iter().for_each(|address| self.hairpin.release(*address));
-        let mut owned = Vec::with_capacity(desired.len());
-        for (front, backends) in &desired {
-            let other = self.fronts.get(front).and_then(|f| f.owner.as_ref()).filter(|owner| *owner != key);
-            if let Some(other) = other {
-                tracing::warn!(service = %key, %other, address = %front.address, port = front.port, "another Service has this address and port; it keeps them");
-                continue;
+        let mut owned = Owned { local: index.local_addresses(key), ..Owned::default() };
+        owned.local.iter().for_each(|address| self.hairpin.want(*address));
+        for (front, claim) in desired {
+            let is_cluster_ip = claim.rank == Rank::ClusterIp;
+            if self.claim(&front, claim, key) {
+                owned.fronts.insert(front, is_cluster_ip);
+                if is_cluster_ip {
+                    self.cluster_ips.want(front.address);
+                }
+            } else {
+                owned.waits.insert(front);
             }
-            let external = index.is_external(key, front.address);
-            self.addresses_of(external).want(front.address);
-            self.set(front, backends, key);
-            owned.push((*front, external));
         }
-        local.iter().for_each(|address| self.hairpin.want(*address));
-        if !owned.is_empty() || !local.is_empty() {
-            self.owned.insert(key.clone(), Owned { fronts: owned.into(), local: local.into_iter().collect() });
+        if !owned.fronts.is_empty() || !owned.local.is_empty() || !owned.waits.is_empty() {
+            self.owned.insert(key.clone(), owned);
+        }
+        freed.remove(key);
+        freed
+    }
+
+    fn stop_waiting(&mut self, front: &Front, key: &ObjectKey) {
+        if let Some(waiting) = self.waiting.get_mut(front) {
+            waiting.remove(key);
+            if waiting.is_empty() {
+                self.waiting.remove(front);
+            }
         }
     }
 
-    fn addresses_of(&mut self, external: bool) -> &mut Addresses {
-        if external { &mut self.external_ips } else { &mut self.cluster_ips }
+    /// Gives a front to a Service, unless another one has more right to it. Who that is does not depend on who came
+    /// first, so that a restart changes nothing.
+    fn claim(&mut self, front: &Front, claim: Claim, key: &ObjectKey) -> bool {
+        let installed = self.fronts.get(front);
+        let other = installed.and_then(|f| f.owner.clone().map(|owner| (f.rank, owner)));
+        if let Some((rank, other)) = other.filter(|(_, other)| other != key) {
+            let is_ours = (claim.rank, key) < (rank, &other);
+            let (winner, loser) = if is_ours { (key, &other) } else { (&other, key) };
+            tracing::warn!(service = %loser, %winner, address = %front.address, port = front.port, "two Services have the same address and port; only one of them is served there");
+            self.waiting.entry(*front).or_default().insert(loser.clone());
+            if !is_ours {
+                return false;
+            }
+            if let Some(owned) = self.owned.get_mut(&other) {
+                if owned.fronts.remove(front) == Some(true) {
+                    self.cluster_ips.release(front.address);
+                }
+                owned.waits.insert(*front);
+            }
+        }
+        self.set(front, claim, key);
+        true
     }
 
-    /// Removes what was adopted and belongs to no Service.
-    pub fn drop_unowned(&mut self) {
+    /// All Services were looked at: removes what was adopted and belongs to none.
+    pub fn complete(&mut self) {
+        self.is_complete = true;
         let unowned: Vec<Front> =
             self.fronts.iter().filter(|(_, f)| f.owner.is_none()).map(|(front, _)| *front).collect();
         unowned.iter().for_each(|front| self.remove(front));
     }
 
     fn remove(&mut self, front: &Front) {
-        let Some(installed) = self.fronts.remove(front) else { return };
-        if front.protocol == Protocol::Udp {
-            self.udp_touched.insert(*front);
+        if let Some(installed) = self.fronts.remove(front) {
+            self.change(front, Some(&installed.program), None);
         }
-        if installed.backends.is_empty() {
-            self.changes.del_none.push(*front);
-            return;
-        }
-        self.changes.del_services.push(*front);
-        self.changes.del_endpoints.extend((0..installed.backends.len()).map(|slot| (*front, slot)));
     }
 
-    fn set(&mut self, front: &Front, wanted: &[Backend], owner: &ObjectKey) {
-        let known = self.fronts.contains_key(front);
-        let installed = self.fronts.entry(*front).or_default();
-        installed.owner = Some(owner.clone());
-        let old = std::mem::take(&mut installed.backends);
-        let new = arrange(&old, wanted);
-        let changes = &mut self.changes;
-        for slot in 0..old.len().max(new.len()) {
-            match (old.get(slot), new.get(slot)) {
-                (Some(before), Some(after)) if before == after => {}
-                (before, after) => {
-                    changes.del_endpoints.extend(before.map(|_| (*front, slot)));
-                    changes.add_endpoints.extend(after.map(|backend| (*front, slot, *backend)));
-                }
+    fn set(&mut self, front: &Front, claim: Claim, owner: &ObjectKey) {
+        let old = self.fronts.remove(front);
+        let old = old.as_ref().map(|installed| &installed.program);
+        let program = claim.program.arranged(old);
+        if old != Some(&program) {
+            self.change(front, old, Some(&program));
+        }
+        self.fronts.insert(*front, Installed { owner: Some(owner.clone()), rank: claim.rank, program });
+    }
+
+    /// Notes the difference of two programs.
+    fn change(&mut self, front: &Front, old: Option<&Program>, new: Option<&Program>) {
+        let of = |program: Option<&Program>| program.map(|program| program.elements(front)).unwrap_or_default();
+        let (before, after) = (of(old), of(new));
+        for element in before.difference(&after) {
+            self.sum = self.sum.wrapping_sub(digest(element));
+            if !self.added.remove(element) {
+                self.removed.insert(*element);
             }
         }
-        if !known || old.len() != new.len() {
-            match (known, old.len()) {
-                (false, _) => {}
-                (true, 0) => changes.del_none.push(*front),
-                (true, _) => changes.del_services.push(*front),
-            }
-            match new.len() {
-                0 => changes.add_none.push(*front),
-                count => changes.add_services.push((*front, count)),
+        for element in after.difference(&before) {
+            self.sum = self.sum.wrapping_add(digest(element));
+            if !self.removed.remove(element) {
+                self.added.insert(*element);
             }
         }
-        if front.protocol == Protocol::Udp && *old != *new {
-            self.udp_touched.insert(*front);
+        let ways = |program: Option<&Program>| program.map(|p| (p.all.clone(), p.local.clone()));
+        if front.protocol != Protocol::Tcp && ways(old) != ways(new) {
+            self.touched.insert(*front);
         }
-        installed.backends = new.into_boxed_slice();
+        if old.is_some_and(|program| program.affinity.is_some()) && ways(old) != ways(new) {
+            self.forgetting.insert(*front);
+        }
     }
 
     /// Writes all changes since the last call.
     pub fn write(&mut self, batch: &mut Batch) {
-        let changes = std::mem::take(&mut self.changes);
-        for (front, count) in &changes.add_services {
-            if self.counts.insert((family(front.address), *count)) {
-                write_count_chain(batch, family(front.address), *count);
+        for stray in std::mem::take(&mut self.strays) {
+            let of = (stray.family, TABLE, stray.set.name());
+            elements(batch, Message::DelElements, of, [stray], |b, stray| {
+                expr::value(b, 1, &stray.key);
+                if let Some(end) = &stray.end {
+                    expr::value(b, 10, end);
+                }
+            });
+        }
+        let (removed, added) = (std::mem::take(&mut self.removed), std::mem::take(&mut self.added));
+        for element in &added {
+            let of = family(element.front().address);
+            if let Some(chain) = element.chain()
+                && self.chains.insert((of, chain))
+            {
+                chain.write(batch, of);
             }
         }
-        let (add_cluster, del_cluster) = self.cluster_ips.settle();
-        let (add_external, del_external) = self.external_ips.settle();
-        let (add_hairpin, del_hairpin) = self.hairpin.settle();
-        for of in [Family::V4, Family::V6] {
-            let here = |front: &&Front| family(front.address) == of;
-            let keys = |batch: &mut Batch, message, set, fronts: &[Front]| {
-                elements(batch, message, (of, TABLE, set), fronts.iter().filter(here), |b, front| {
-                    expr::value(b, 1, &front_key(front));
-                });
-            };
-            keys(batch, Message::DelElements, SERVICES, &changes.del_services);
-            keys(batch, Message::DelElements, NO_ENDPOINTS, &changes.del_none);
-            let slots = changes.del_endpoints.iter().filter(|(front, _)| here(&front));
-            elements(batch, Message::DelElements, (of, TABLE, ENDPOINTS), slots, |b, (front, slot)| {
-                expr::value(b, 1, &slot_key(front, *slot));
-            });
-            let slots = changes.add_endpoints.iter().filter(|(front, _, _)| here(&front));
-            elements(batch, Message::NewElements, (of, TABLE, ENDPOINTS), slots, |b, (front, slot, backend)| {
-                expr::value(b, 1, &slot_key(front, *slot));
-                expr::value(b, 2, &backend_value(backend));
-            });
-            let services = changes.add_services.iter().filter(|(front, _)| here(&front));
-            elements(batch, Message::NewElements, (of, TABLE, SERVICES), services, |b, (front, count)| {
-                expr::value(b, 1, &front_key(front));
-                expr::verdict(b, 2, Verdict::Goto(&count_chain(*count)));
-            });
-            keys(batch, Message::NewElements, NO_ENDPOINTS, &changes.add_none);
-            let single = |batch: &mut Batch, message, set, addresses: &[IpAddr]| {
-                let addresses = addresses.iter().filter(|a| family(**a) == of);
-                elements(batch, message, (of, TABLE, set), addresses, |b, address| {
-                    let mut key = Vec::new();
-                    octets(**address, &mut key);
-                    if set == HAIRPIN {
-                        octets(**address, &mut key);
-                    }
-                    expr::value(b, 1, &key);
-                });
-            };
-            single(batch, Message::DelElements, CLUSTER_IPS, &del_cluster);
-            single(batch, Message::DelElements, EXTERNAL_IPS, &del_external);
-            single(batch, Message::DelElements, HAIRPIN, &del_hairpin);
-            single(batch, Message::NewElements, CLUSTER_IPS, &add_cluster);
-            single(batch, Message::NewElements, EXTERNAL_IPS, &add_external);
-            single(batch, Message::NewElements, HAIRPIN, &add_hairpin);
+        write_runs(batch, Message::DelElements, &removed, Element::write_key);
+        write_runs(batch, Message::NewElements, &added, Element::write);
+        for set in [SetName::ClusterIps, SetName::Hairpin] {
+            let keep = !self.is_complete;
+            let (remove, add) = self.addresses(set).settle(keep);
+            write_addresses(batch, Message::DelElements, set, &remove);
+            write_addresses(batch, Message::NewElements, set, &add);
         }
     }
-}
 
-/// Puts the wanted backends into slots so that those that stay keep theirs: one replaced endpoint is one element.
-fn arrange(old: &[Backend], wanted: &[Backend]) -> Vec<Backend> {
-    let wanted_set: BTreeSet<&Backend> = wanted.iter().collect();
-    let mut placed: BTreeMap<usize, Backend> = BTreeMap::new();
-    let mut kept = BTreeSet::new();
-    for (slot, backend) in old.iter().enumerate().take(wanted.len()) {
-        if wanted_set.contains(backend) && kept.insert(*backend) {
-            placed.insert(slot, *backend);
+    fn addresses(&mut self, set: SetName) -> &mut Addresses {
+        if set == SetName::Hairpin { &mut self.hairpin } else { &mut self.cluster_ips }
+    }
+
+    /// What the elements of the kernel must sum up to.
+    pub fn sum(&self) -> Sum {
+        let mut sum = Sum { elements: self.sum, ..Sum::default() };
+        let addresses = [(SetName::ClusterIps, &self.cluster_ips), (SetName::Hairpin, &self.hairpin)];
+        for (set, addresses) in addresses {
+            addresses.installed.iter().for_each(|address| sum.add_address(set, *address));
         }
+        sum
     }
-    let mut rest = wanted.iter().filter(|backend| !kept.contains(backend));
-    (0..wanted.len()).filter_map(|slot| placed.get(&slot).copied().or_else(|| rest.next().copied())).collect()
 }
 
-fn count_chain(count: usize) -> String {
-    format!("n{count}")
+/// Messages for elements, one run of elements of the same set and family after the other.
+fn write_runs(batch: &mut Batch, message: Message, all: &BTreeSet<Element>, write: impl Fn(&Element, &mut Batch)) {
+    let place = |element: &Element| (element.set(), family(element.front().address));
+    let mut rest = all.iter().peekable();
+    while let Some((set, of)) = rest.peek().map(|element| place(element)) {
+        let run = std::iter::from_fn(|| rest.next_if(|element| place(element) == (set, of)));
+        elements(batch, message, (of, TABLE, set.name()), run, |b, element| write(element, b));
+    }
 }
 
-/// The chain that picks one of `count` endpoints.
-fn write_count_chain(batch: &mut Batch, family: Family, count: usize) {
-    let name = count_chain(count);
-    expr::add_chain(batch, family, TABLE, &name, None);
-    rule(batch, family, TABLE, &name, |r| {
-        let slot = r.destination();
-        r.random(slot, u32::try_from(count).unwrap_or(u32::MAX));
-        r.map(ENDPOINTS).dnat();
-    });
-}
-
-const HOOKS: [(&str, Hook); 6] = [
-    ("nat-prerouting", Hook { kind: "nat", number: 0, priority: -100 }),
-    ("nat-output", Hook { kind: "nat", number: 3, priority: -100 }),
-    ("nat-postrouting", Hook { kind: "nat", number: 4, priority: 100 }),
-    ("filter-input", Hook { kind: "filter", number: 1, priority: 0 }),
-    ("filter-forward", Hook { kind: "filter", number: 2, priority: 0 }),
-    ("filter-output", Hook { kind: "filter", number: 3, priority: 0 }),
-];
-
-/// Name of the chain that says which rules stand in the table; it changes with the rules.
-pub fn schema(family: Family, settings: &Settings) -> String {
-    use sha2::{Digest, Sha256};
-    let cidrs: Vec<&Cidr> = settings.cluster_cidrs.iter().filter(|c| self::family(c.address) == family).collect();
-    let text = format!("1 {cidrs:?} {}", settings.masquerade_all);
-    let hash: String = Sha256::digest(text).iter().take(6).map(|b| format!("{b:02x}")).collect();
-    format!("schema-{hash}")
-}
-
-/// Writes table, sets, chains and static rules. `present` are the chains that are there already; elements stay.
-pub fn write_structure(batch: &mut Batch, family: Family, settings: &Settings, present: &BTreeSet<String>) {
-    use Field::{Address, Port, Protocol, Slot};
-    expr::add_table(batch, family, TABLE);
-    let sets: [(&str, &[Field], Data<'_>); 6] = [
-        (CLUSTER_IPS, &[Address], Data::None),
-        (EXTERNAL_IPS, &[Address], Data::None),
-        (HAIRPIN, &[Address, Address], Data::None),
-        (NO_ENDPOINTS, &[Address, Protocol, Port], Data::None),
-        (SERVICES, &[Address, Protocol, Port], Data::Verdict),
-        (ENDPOINTS, &[Address, Protocol, Port, Slot], Data::Fields(&[Address, Port])),
-    ];
-    for (id, (name, key, data)) in (1..).zip(sets) {
-        expr::add_set(batch, family, TABLE, name, id, key, data);
-    }
-    for name in ["nat-services", "reject-unserved"] {
-        expr::add_chain(batch, family, TABLE, name, None);
-        expr::flush_chain(batch, family, TABLE, name);
-    }
-    for (name, hook) in HOOKS {
-        expr::add_chain(batch, family, TABLE, name, Some(hook));
-        expr::flush_chain(batch, family, TABLE, name);
-    }
-    write_rules(batch, family, settings);
-    for old in present.iter().filter(|name| name.starts_with("schema-")) {
-        expr::delete_chain(batch, family, TABLE, old);
-    }
-    expr::add_chain(batch, family, TABLE, &schema(family, settings), None);
-}
-
-fn write_rules(batch: &mut Batch, family: Family, settings: &Settings) {
-    rule(batch, family, TABLE, "nat-services", |r| {
-        r.destination();
-        r.vmap(SERVICES);
-    });
-    for (chain, target) in [
-        ("nat-prerouting", "nat-services"),
-        ("nat-output", "nat-services"),
-        ("filter-forward", "reject-unserved"),
-        ("filter-output", "reject-unserved"),
-    ] {
-        rule(batch, family, TABLE, chain, |r| {
-            r.verdict(Verdict::Jump(target));
-        });
-    }
-    for chain in ["filter-input", "reject-unserved"] {
-        rule(batch, family, TABLE, chain, |r| {
-            r.is_new().destination();
-            r.in_set(NO_ENDPOINTS).reject();
-        });
-    }
-    rule(batch, family, TABLE, "reject-unserved", |r| {
-        r.daddr(0);
-        r.in_set(CLUSTER_IPS).reject();
-    });
-    write_masquerade(batch, family, settings);
-}
-
-fn write_masquerade(batch: &mut Batch, family: Family, settings: &Settings) {
-    const CHAIN: &str = "nat-postrouting";
-    rule(batch, family, TABLE, CHAIN, |r| {
-        r.is_not_translated().verdict(Verdict::Return);
-    });
-    rule(batch, family, TABLE, CHAIN, |r| {
-        let slot = r.saddr(0);
-        r.daddr(slot);
-        r.in_set(HAIRPIN).masquerade();
-    });
-    rule(batch, family, TABLE, CHAIN, |r| {
-        r.original_daddr().in_set(EXTERNAL_IPS).masquerade();
-    });
-    let cidrs: Vec<&Cidr> = settings.cluster_cidrs.iter().filter(|c| self::family(c.address) == family).collect();
-    if settings.masquerade_all {
-        rule(batch, family, TABLE, CHAIN, |r| {
-            r.masquerade();
-        });
-    } else if !cidrs.is_empty() {
-        rule(batch, family, TABLE, CHAIN, |r| {
-            for cidr in cidrs {
-                let mut network = Vec::new();
-                octets(cidr.address, &mut network);
-                r.saddr_outside(&network, cidr.prefix);
+fn write_addresses(batch: &mut Batch, message: Message, set: SetName, addresses: &[IpAddr]) {
+    for of in [Family::V4, Family::V6] {
+        let addresses = addresses.iter().filter(|address| family(**address) == of);
+        elements(batch, message, (of, TABLE, set.name()), addresses, |b, address| {
+            let mut key = Vec::new();
+            octets(**address, &mut key);
+            if set == SetName::Hairpin {
+                octets(**address, &mut key);
             }
-            r.masquerade();
+            expr::value(b, 1, &key);
         });
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
+/// A number for all elements of our sets, whatever their order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sum {
+    elements: u64,
+    addresses: u64,
+    /// Elements that are none of ours.
+    strange: u64,
+}
 
-    fn backend(n: u8) -> Backend {
-        Backend { address: [10, 0, 0, n].into(), port: 80 }
+impl Sum {
+    fn add_address(&mut self, set: SetName, address: IpAddr) {
+        self.addresses = self.addresses.wrapping_add(digest(&(set, address)));
     }
 
-    #[test]
-    fn a_replaced_endpoint_changes_one_slot() {
-        let old = [1, 2, 3].map(backend);
-        let new = arrange(&old, &[1, 3, 9].map(backend));
-        assert_eq!(new, [1, 9, 3].map(backend));
-    }
-
-    proptest! {
-        #[test]
-        fn arranging_keeps_the_wanted_backends_and_nothing_else(old in prop::collection::btree_set(0u8..20, 0..10), wanted in prop::collection::btree_set(0u8..20, 0..10)) {
-            let old: Vec<_> = old.into_iter().map(backend).collect();
-            let wanted: Vec<_> = wanted.into_iter().map(backend).collect();
-            let mut new = arrange(&old, &wanted);
-            let moved = new.iter().zip(&old).filter(|(a, b)| a != b).count();
-            let gone = old.iter().take(wanted.len()).filter(|b| !wanted.contains(b)).count();
-            prop_assert!(moved <= gone, "only vacated slots are filled again");
-            new.sort();
-            prop_assert_eq!(new, wanted);
+    /// Adds an element of a dump.
+    pub fn add(&mut self, family: Family, set: SetName, raw: &Raw<'_>) {
+        match what(family, set, raw) {
+            Some(What::Element(element)) => self.elements = self.elements.wrapping_add(digest(&element)),
+            Some(What::Address(address)) => self.add_address(set, address),
+            None => self.strange += 1,
         }
+    }
+}
+
+enum What {
+    Element(Element),
+    Address(IpAddr),
+}
+
+/// What an element of a dump is; `None` when it is nothing that we write.
+fn what(family: Family, set: SetName, raw: &Raw<'_>) -> Option<What> {
+    match set {
+        SetName::ClusterIps => read_address(family, raw.key).map(|(address, _)| What::Address(address)),
+        SetName::Hairpin => {
+            let (address, rest) = read_address(family, raw.key)?;
+            let (same, _) = read_address(family, rest)?;
+            (address == same).then_some(What::Address(address))
+        }
+        _ => Element::read(family, set, raw).map(What::Element),
+    }
+}
+
+/// Reading what the kernel holds, in two passes: the second one only when something does not fit.
+#[derive(Debug, Default)]
+pub struct Adoption {
+    tables: Tables,
+    sums: HashMap<Front, u64>,
+    misfits: HashSet<Front>,
+    is_strange: bool,
+}
+
+impl Adoption {
+    /// Takes note of a chain.
+    pub fn chain(&mut self, family: Family, name: &str) {
+        self.tables.chains.extend(Numbered::parse(name).map(|chain| (family, chain)));
+    }
+
+    /// First pass: an element.
+    pub fn element(&mut self, family: Family, set: SetName, raw: &Raw<'_>) {
+        match what(family, set, raw) {
+            Some(What::Element(element)) => {
+                let front = *element.front();
+                self.tables.fronts.entry(front).or_default().program.take_in(&element);
+                let sum = self.sums.entry(front).or_default();
+                *sum = sum.wrapping_add(digest(&element));
+            }
+            Some(What::Address(address)) => self.tables.addresses(set).adopt(address),
+            None => self.is_strange = true,
+        }
+    }
+
+    /// Ends the first pass; answers whether a second one is needed.
+    pub fn needs_second_pass(&mut self) -> bool {
+        for (front, sum) in std::mem::take(&mut self.sums) {
+            let Some(installed) = self.tables.fronts.get(&front) else { continue };
+            let elements = installed.program.elements(&front);
+            if elements.iter().map(digest).fold(0, u64::wrapping_add) == sum {
+                self.tables.sum = self.tables.sum.wrapping_add(sum);
+            } else {
+                self.tables.fronts.remove(&front);
+                self.misfits.insert(front);
+            }
+        }
+        self.is_strange || !self.misfits.is_empty()
+    }
+
+    /// Second pass: an element.
+    pub fn element_again(&mut self, family: Family, set: SetName, raw: &Raw<'_>) {
+        let is_stray = match what(family, set, raw) {
+            Some(What::Element(element)) => self.misfits.contains(element.front()),
+            Some(What::Address(_)) => false,
+            None => true,
+        };
+        if is_stray {
+            let (key, end) = (raw.key.to_vec(), raw.end.map(<[u8]>::to_vec));
+            self.tables.strays.push(Stray { family, set, key, end });
+        }
+    }
+
+    /// What was read.
+    pub fn finish(self) -> Tables {
+        self.tables
     }
 }
