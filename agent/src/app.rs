@@ -46,7 +46,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     match &config.mode {
         Mode::Alone { manifests, service_cidrs, pod_cidrs } => {
             if let Some(dir) = config.cni_conf_dir.as_ref().filter(|_| config.only != Only::Services) {
-                ensure_network(dir, pod_cidrs);
+                ensure_network(dir, pod_cidrs, &config.state_dir);
             }
             let parts = Parts { config: &config, recorder, shutdown: &shutdown, services, addresses: &addresses };
             let board = run_alone(parts, manifests, service_cidrs).await?;
@@ -80,10 +80,13 @@ async fn wait(config: &Config, shutdown: &CancellationToken) {
     tracing::info!("stopping; pods and rules stay as they are");
 }
 
-/// Writes a network configuration for these pod CIDRs where there is none.
-fn ensure_network(dir: &Path, pod_cidrs: &[String]) {
+/// Writes a network configuration for these pod CIDRs where there is none. Leases are kept in the state directory: two
+/// agents on one machine, each with its own, give out their addresses apart from each other.
+fn ensure_network(dir: &Path, pod_cidrs: &[String], state_dir: &Path) {
     let cidrs: Vec<_> = pod_cidrs.iter().filter_map(|text| text.parse().ok()).collect();
-    let conflist = Conflist { pod_cidrs: cidrs, mtu: 0, data_dir: "/var/lib/cni/nodelet".into() };
+    // The plugin is run by the runtime, in a working directory of its own.
+    let leases = std::path::absolute(state_dir).unwrap_or_else(|_| state_dir.to_owned()).join("cni");
+    let conflist = Conflist { pod_cidrs: cidrs, mtu: 0, data_dir: leases };
     match std::fs::create_dir_all(dir).map_err(anyhow::Error::from).and_then(|()| Ok(ensure_conflist(dir, &conflist)?))
     {
         Ok(Outcome::Unchanged) => {}

@@ -44,7 +44,8 @@ pub enum Outcome {
 /// The file's text.
 pub fn render(conflist: &Conflist) -> String {
     let json = json!({
-        "cniVersion": "1.1.0",
+        // libcni before 1.2 (containerd 1.6 and 1.7) does not know cniVersions, and refuses results of 1.1.0.
+        "cniVersion": "1.0.0",
         "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
         "name": "nodelet",
         "plugins": [{
@@ -119,6 +120,15 @@ mod tests {
         let list = Config::load(&dir).unwrap();
         assert_eq!((list.name.as_str(), list.plugins[0].kind.as_str()), ("nodelet", "nodelet-cni"));
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn a_runtime_that_does_not_negotiate_gets_a_version_that_containerd_1_6_understands() {
+        let json: Value = serde_json::from_str(&render(&conflist("10.0.0.0/24"))).unwrap();
+        assert_eq!(json["cniVersion"], "1.0.0");
+        let dir = tempfile::tempdir().unwrap();
+        ensure_conflist(dir.path(), &conflist("10.0.0.0/24")).unwrap();
+        assert_eq!(Config::load(dir.path()).unwrap().version.to_string(), "1.1.0", "one that does gets STATUS and GC");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use k8s_openapi::api::core::v1::Pod;
 
 use crate::containerd::tail;
 use crate::netns::Netns;
@@ -97,6 +98,19 @@ impl Agent {
         let error = String::from_utf8_lossy(&done.stderr);
         ensure!(done.status.success(), "nodelet {}: {}: {error}", words.join(" "), done.status);
         Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+    }
+
+    /// What `nodelet get KIND -o json` lists.
+    pub fn list<T: serde::de::DeserializeOwned>(&self, kind: &str) -> anyhow::Result<Vec<T>> {
+        let mut list: serde_json::Value = serde_json::from_str(&self.ask(&["get", kind, "-o", "json"])?)?;
+        Ok(serde_json::from_value(list["items"].take())?)
+    }
+
+    /// One pod of the namespace `default` with its status.
+    pub fn pod(&self, name: &str) -> anyhow::Result<Pod> {
+        let pods: Vec<Pod> = self.list("pods")?;
+        let found = pods.into_iter().find(|pod| pod.metadata.name.as_deref() == Some(name));
+        found.with_context(|| format!("pod {name} is not on the node"))
     }
 
     /// The log file.

@@ -43,6 +43,12 @@ impl Cgroups {
         format!("/{}", self.name)
     }
 
+    /// The directories of a cgroup below, in every hierarchy that has it.
+    pub fn find(&self, below: &str) -> Vec<PathBuf> {
+        let directories = self.directories.iter().map(|directory| directory.join(below));
+        directories.filter(|directory| directory.is_dir()).collect()
+    }
+
     /// Cgroups below, as paths relative to the node's own, without repetition over hierarchies.
     pub fn children(&self) -> Vec<PathBuf> {
         let mut all: Vec<PathBuf> = Vec::new();

@@ -30,6 +30,8 @@ pub enum Cni {
     Bridge,
     /// The project's plugin.
     Nodelet,
+    /// The project's plugin by the configuration that the agent writes where there is none.
+    ByAgent,
 }
 
 /// A running containerd.
@@ -145,40 +147,48 @@ impl Containerd {
         Ok(())
     }
 
-    /// Files of shims outside of our directory: their sockets in /run/containerd/s.
-    fn shim_sockets(&self) -> Vec<PathBuf> {
-        let bundles = self.base.join("state/io.containerd.runtime.v2.task/k8s.io");
+    /// Process ids of shims.
+    fn shims(&self) -> Vec<i32> {
+        let socket = self.socket().display().to_string();
         let mut found = Vec::new();
-        for bundle in fs::read_dir(bundles).into_iter().flatten().flatten() {
-            let plain = fs::read_to_string(bundle.path().join("address")).unwrap_or_default();
-            let json = fs::read_to_string(bundle.path().join("bootstrap.json")).unwrap_or_default();
-            let json: serde_json::Value = serde_json::from_str(&json).unwrap_or_default();
-            for address in [plain.trim(), json["address"].as_str().unwrap_or_default()] {
-                if let Some(path) = address.strip_prefix("unix://") {
-                    found.push(PathBuf::from(path));
-                }
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command).into_owned();
+            if command.contains("containerd-shim") && command.split('\0').any(|word| word == socket) {
+                found.extend(process.file_name().to_string_lossy().parse::<i32>());
             }
         }
         found
+    }
+
+    /// Sockets of shims, which are outside of our directory: all that the node's network namespace knows.
+    fn shim_sockets(&self, shims: &[i32]) -> Vec<PathBuf> {
+        let pids = self.pid().map(|pid| pid.to_string()).into_iter().chain(shims.iter().map(ToString::to_string));
+        let known = pids.filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/net/unix")).ok()).next();
+        let known = known.unwrap_or_default();
+        let paths = known.lines().filter_map(|line| line.split_whitespace().nth(7));
+        paths.filter(|path| path.starts_with("/run/containerd/s/")).map(PathBuf::from).collect()
     }
 }
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        let sockets = self.shim_sockets();
+        let shims = self.shims();
+        let sockets = self.shim_sockets(&shims);
         self.kill9();
-        let socket = self.socket().display().to_string();
-        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
-            let command = String::from_utf8_lossy(&command).into_owned();
-            if command.contains("containerd-shim") && command.split('\0').any(|word| word == socket) {
-                kill(process.file_name().to_string_lossy().parse().unwrap_or(0));
-            }
-        }
-        for path in sockets {
+        // The daemon may have started one in the meantime.
+        shims.into_iter().chain(self.shims()).for_each(kill);
+        for path in sockets.into_iter().chain(cni_results(&self.base.display().to_string())) {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+/// What containerd's libcni remembers of pods below a directory. The place cannot be configured, and only a DEL that
+/// succeeds empties it.
+pub(crate) fn cni_results(directory: &str) -> Vec<PathBuf> {
+    let files = fs::read_dir("/var/lib/cni/results").into_iter().flatten().flatten().map(|file| file.path());
+    files.filter(|file| fs::read_to_string(file).is_ok_and(|text| text.contains(&format!("{directory}/")))).collect()
 }
 
 /// Unmounts everything below a directory, the latest first.
@@ -240,9 +250,12 @@ fn write_cni(cni: Cni, pod_cidr: &str, base: &Path) -> anyhow::Result<()> {
     for plugin in ["bridge", "host-local", "portmap", "loopback"] {
         link(&programs::built(&format!("cni/{plugin}"))?, &bin.join(plugin))?;
     }
+    if cni != Cni::Bridge {
+        link(&programs::workspace_binary("nodelet-cni")?, &bin.join("nodelet-cni"))?;
+    }
     match cni {
+        Cni::ByAgent => Ok(()),
         Cni::Nodelet => {
-            link(&programs::workspace_binary("nodelet-cni")?, &bin.join("nodelet-cni"))?;
             let list = serde_json::json!({
                 "cniVersion": "1.0.0",
                 "name": "pods",

@@ -40,7 +40,37 @@ pub fn ask_udp(netns: &Netns, address: SocketAddr) -> anyhow::Result<String> {
     })?
 }
 
-/// Requests one after the other, each over a new connection, until [`Traffic::stop`].
+/// A connection over which one request follows the other.
+struct KeptAlive(TcpStream);
+
+impl KeptAlive {
+    fn open(address: SocketAddr) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        Ok(Self(stream))
+    }
+
+    /// Asks, and reads the answer up to the end that its length names.
+    fn get(&mut self, path: &str) -> anyhow::Result<()> {
+        // In one write: the next of several would wait for the acknowledgement of the first.
+        self.0.write_all(format!("GET {path} HTTP/1.1\r\nHost: service\r\n\r\n").as_bytes())?;
+        let (mut answer, mut some) = (Vec::new(), [0; 4096]);
+        loop {
+            let length = self.0.read(&mut some)?;
+            ensure!(length > 0, "the connection was closed");
+            answer.extend_from_slice(&some[..length]);
+            let text = String::from_utf8_lossy(&answer);
+            let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+            ensure!(head.split(' ').nth(1) == Some("200"), "{head}");
+            let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")?.parse().ok());
+            if body.len() >= length.context("the answer has no length")? {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Requests one after the other until [`Traffic::stop`].
 #[derive(Debug)]
 pub struct Traffic {
     stop: Arc<AtomicBool>,
@@ -59,17 +89,36 @@ pub struct Record {
 }
 
 impl Traffic {
-    /// Starts asking `GET path` from inside `netns` every `every`.
+    /// Starts asking `GET path` from inside `netns` every `every`, each time over a new connection.
     pub fn start(netns: Arc<Netns>, address: SocketAddr, path: &str, every: Duration) -> Self {
+        let path = path.to_owned();
+        Self::ask(netns, every, move || get_here(address, &path, Duration::from_secs(5)).map(drop))
+    }
+
+    /// The same over one connection, which is opened again when it breaks.
+    pub fn over_one_connection(netns: Arc<Netns>, address: SocketAddr, path: &str, every: Duration) -> Self {
+        let (path, mut connection) = (path.to_owned(), None);
+        Self::ask(netns, every, move || {
+            let mut open = match connection.take() {
+                Some(open) => open,
+                None => KeptAlive::open(address)?,
+            };
+            open.get(&path)?;
+            connection = Some(open);
+            Ok(())
+        })
+    }
+
+    fn ask(netns: Arc<Netns>, every: Duration, mut ask: impl FnMut() -> anyhow::Result<()> + Send + 'static) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, path) = (stop.clone(), path.to_owned());
+        let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
             netns.within(|| {
                 let (start, mut record) = (Instant::now(), Record::default());
                 while !stopped.load(Ordering::Relaxed) {
                     let asked = Instant::now();
-                    match get_here(address, &path, Duration::from_secs(5)) {
-                        Ok(_) => record.answered += 1,
+                    match ask() {
+                        Ok(()) => record.answered += 1,
                         Err(error) => record.failed.push(format!("{:.3}s: {error:#}", start.elapsed().as_secs_f64())),
                     }
                     record.slowest = record.slowest.max(asked.elapsed());

@@ -170,6 +170,8 @@ impl Node {
             ("--root-dir", show(&self.path("kubelet"))),
             ("--cert-dir", show(&self.path("pki"))),
             ("--container-runtime-endpoint", format!("unix://{}", show(&self.containerd.socket()))),
+            // Never the host's own.
+            ("--cni-conf-dir", show(&self.containerd.cni_conf_dir())),
         ] {
             arguments.extend([flag.to_owned(), value]);
         }
@@ -185,6 +187,12 @@ impl Node {
     pub fn restart_agent(&mut self) -> anyhow::Result<()> {
         let netns = self.netns.clone();
         self.agent()?.start_again(&netns)
+    }
+
+    /// The ends of both logs, for the message of a failure.
+    pub fn logs(&self) -> String {
+        let agent = self.agent.as_ref().map(Agent::log_tail).unwrap_or_default();
+        format!("--- containerd's log:\n{}\n--- the agent's log:\n{agent}", self.containerd.log_tail())
     }
 
     /// All containers in the runtime, running or not.

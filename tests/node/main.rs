@@ -2,4 +2,8 @@
 // The futures of tonic's calls are large and live in a test's own task: boxing them one by one would only hide the steps.
 #![allow(clippy::large_futures)]
 
+mod alone;
 mod harness_itself;
+mod kills;
+mod leftovers;
+mod look;

@@ -1,6 +1,6 @@
 //! What the pod domain needs, over the domains that have it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use nodelet_proto::cri;
 use tonic::Code;
 
-use crate::cgroup::{Cgroups, qos_class};
+use crate::cgroup::{Cgroups, QosClass, qos_class};
 use crate::cri::{CriError, Runtime};
 use crate::ids::{ContainerId, PodUid};
 use crate::objects::ObjectRef;
@@ -82,9 +82,23 @@ impl Facilities for NodeFacilities {
     }
 
     fn remove_cgroup<'a>(&'a self, pod: &'a Arc<Pod>) -> BoxFuture<'a, Result<(), String>> {
+        let classes = match &pod.spec {
+            Some(_) => vec![qos_class(pod)],
+            None => vec![QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort],
+        };
         Box::pin(async move {
-            let removed = self.cgroups.remove_pod(&spec::uid(pod), qos_class(pod)).await;
-            removed.map_err(|error| error.to_string())
+            for class in classes {
+                self.cgroups.remove_pod(&spec::uid(pod), class).await.map_err(|error| error.to_string())?;
+            }
+            Ok(())
+        })
+    }
+
+    fn existing_pods(&self) -> BoxFuture<'_, Result<BTreeSet<PodUid>, String>> {
+        Box::pin(async move {
+            let directories = text(self.volumes.existing_pods())?;
+            let cgroups = self.cgroups.existing_pods().await.map_err(|error| error.to_string())?;
+            Ok(directories.into_iter().chain(cgroups.into_keys()).collect())
         })
     }
 

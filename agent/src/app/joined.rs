@@ -91,7 +91,7 @@ pub async fn run(parts: Parts<'_>, kubeconfig: &Path) -> anyhow::Result<Joined> 
     let inputs = NodeInputs { runtime, extras, shutdown: stopping, events: recorder };
     let node = heartbeat::spawn(client.clone(), settings, inputs);
     if let Some(dir) = config.cni_conf_dir.clone() {
-        tokio::spawn(keep_conflist(node.node(), dir, shutdown.clone()));
+        tokio::spawn(keep_conflist(node.node(), dir, config.state_dir.clone(), shutdown.clone()));
     }
     let updates = half.start([SourceName::Api].into(), changed, shutdown);
     let (mirrors, _mirror_notes) = mpsc::unbounded_channel();
@@ -152,12 +152,17 @@ fn service_env(service: &slim::Service) -> (ObjectKey, Option<ServiceEnv>) {
 }
 
 /// Writes a network configuration for the node's pod CIDRs where there is none, and keeps it current.
-async fn keep_conflist(mut node: watch::Receiver<Option<Arc<Node>>>, dir: PathBuf, shutdown: CancellationToken) {
+async fn keep_conflist(
+    mut node: watch::Receiver<Option<Arc<Node>>>,
+    dir: PathBuf,
+    state_dir: PathBuf,
+    shutdown: CancellationToken,
+) {
     let mut written: Option<Vec<String>> = None;
     loop {
         let cidrs = node.borrow_and_update().as_ref().and_then(|node| node.spec.as_ref()?.pod_cidrs.clone());
         if let Some(cidrs) = cidrs.filter(|cidrs| !cidrs.is_empty() && written.as_ref() != Some(cidrs)) {
-            super::ensure_network(&dir, &cidrs);
+            super::ensure_network(&dir, &cidrs, &state_dir);
             written = Some(cidrs);
         }
         tokio::select! {

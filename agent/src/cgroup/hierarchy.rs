@@ -2,7 +2,9 @@
 //!
 //! - **v2**: `/sys/fs/cgroup` is one `cgroup2` file system with all controllers.
 //! - **v1**: `/sys/fs/cgroup` is a tmpfs with one mount per controller (or group of them).
-//! - **hybrid**: v1, and a `cgroup2` mount without controllers beside it. It is treated as v1, as runtimes treat it.
+//! - **hybrid**: v1, and a `cgroup2` mount without controllers beside it. It is treated as v1, as runtimes treat it. They
+//!   put containers into that mount, too, but remove only the containers' directories: the pods' above are ours to make
+//!   and to remove. So it counts as one more hierarchy of v1.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,11 +15,16 @@ use super::plan::CgroupVersion;
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
 /// Where every distribution mounts cgroups (systemd's file hierarchy, FHS 3.0).
 const MOUNT: &str = "/sys/fs/cgroup";
+/// Where systemd mounts the v2 hierarchy beside those of v1; runc looks for it here and nowhere else.
+const HYBRID: &str = "/sys/fs/cgroup/unified";
+/// What the hybrid mount is called among controllers; no controller of the kernel has this name.
+const UNIFIED: &str = "unified";
 
 /// The hierarchies of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hierarchies {
-    /// Mount directories by controller; controllers that share a mount are listed once each.
+    /// Mount directories by controller; controllers that share a mount are listed once each. The v2 mount of a hybrid
+    /// machine, which has no controllers, is listed as `unified`.
     V1(BTreeMap<String, PathBuf>),
     /// The unified mount and the controllers that its root offers.
     V2 {
@@ -101,10 +108,14 @@ fn v1_mounts(mountinfo: &str) -> BTreeMap<String, PathBuf> {
     for line in mountinfo.lines() {
         let Some((before, after)) = line.split_once(" - ") else { continue };
         let mut fields = after.split(' ');
-        if fields.next() != Some("cgroup") {
+        let kind = fields.next();
+        let (Some(point), Some(options)) = (before.split(' ').nth(4), fields.nth(1)) else { continue };
+        if kind == Some("cgroup2") && point == HYBRID {
+            mounts.insert(UNIFIED.to_owned(), PathBuf::from(point));
+        }
+        if kind != Some("cgroup") {
             continue;
         }
-        let (Some(point), Some(options)) = (before.split(' ').nth(4), fields.nth(1)) else { continue };
         for controller in
             options.split(',').filter(|o| !matches!(*o, "rw" | "ro" | "xattr" | "noprefix" | "nsdelegate"))
         {
@@ -137,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hybrid_mount_is_read_as_v1() {
+    fn a_hybrid_mount_is_one_more_hierarchy_of_v1() {
         let mountinfo = "\
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
 32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct
@@ -145,6 +156,7 @@ mod tests {
 35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
 40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,xattr,name=systemd
 41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+42 31 0:38 / /run/somebody/cgroup2 rw,relatime - cgroup2 cgroup2 rw
 ";
         let mounts = v1_mounts(mountinfo);
         let expected = [
@@ -152,6 +164,7 @@ mod tests {
             ("cpuacct", "/sys/fs/cgroup/cpu,cpuacct"),
             ("memory", "/sys/fs/cgroup/memory"),
             ("name=systemd", "/sys/fs/cgroup/systemd"),
+            ("unified", "/sys/fs/cgroup/unified"),
         ];
         assert_eq!(mounts, expected.into_iter().map(|(c, p)| (c.to_owned(), p.into())).collect());
     }

@@ -24,6 +24,7 @@ mod sandbox;
 mod stop;
 
 pub use message::with_messages;
+pub use stop::remove_log_directory;
 
 /// What an operation gives to its worker besides its outcome.
 #[derive(Debug, Default)]
@@ -113,6 +114,12 @@ async fn inspect(context: &Context) -> Result<Output, Failure> {
 }
 
 async fn volumes(context: &Context) -> (Result<Output, Failure>, Extra) {
+    if context.sandbox.is_some() {
+        // The sandbox of an adopted pod was made by an earlier agent: its class has to be told of the pod's share again.
+        if let Err(error) = context.shared.facilities.ensure_cgroup(&context.pod).await {
+            tracing::warn!(pod = %spec::key(&context.pod), %error, "the pod's cgroup is not as it should be");
+        }
+    }
     match context.shared.facilities.ensure_volumes(&context.pod).await {
         Ok(volumes) => (Ok(Output::Done), Extra::Volumes(volumes)),
         Err(message) => {

@@ -65,8 +65,11 @@ pub trait Facilities: Send + Sync + 'static {
 
     /// Creates the pod's cgroup and answers the parent that the runtime is told.
     fn ensure_cgroup<'a>(&'a self, pod: &'a Arc<Pod>) -> BoxFuture<'a, Result<String, String>>;
-    /// Removes the pod's cgroup and kills what is left in it. Idempotent.
+    /// Removes the pod's cgroup and kills what is left in it. Idempotent. A pod without a spec, of which only the UID is
+    /// known, may have it in any QoS class.
     fn remove_cgroup<'a>(&'a self, pod: &'a Arc<Pod>) -> BoxFuture<'a, Result<(), String>>;
+    /// Pods that have a directory or a cgroup on this node, wanted or not.
+    fn existing_pods(&self) -> BoxFuture<'_, Result<BTreeSet<PodUid>, String>>;
     /// Resources of a container in kernel terms.
     fn container_resources(&self, pod: &Pod, container: &Container) -> cri::LinuxContainerResources;
     /// Sum of a pod's resources and its overhead, for the sandbox.

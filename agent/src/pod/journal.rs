@@ -50,9 +50,15 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens (and makes) the directory.
+    /// Opens (and makes) the directory, and removes records that a killed agent had not finished.
     pub fn open(dir: PathBuf) -> io::Result<Self> {
         std::fs::create_dir_all(&dir)?;
+        for entry in std::fs::read_dir(&dir)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "tmp") {
+                std::fs::remove_file(path)?;
+            }
+        }
         Ok(Self { dir })
     }
 
@@ -150,6 +156,16 @@ mod tests {
             assert_eq!(names, ["good"], "cut at {length}");
             assert!(dir.path().join("bad.corrupt").exists());
         }
+    }
+
+    #[test]
+    fn a_record_that_a_killed_agent_had_not_finished_does_not_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path().into()).unwrap();
+        journal.store(&PodUid::new("good"), &record("good"));
+        std::fs::write(dir.path().join("gone.tmp"), "{\"ver").unwrap();
+        assert_eq!(Journal::open(dir.path().into()).unwrap().load().len(), 1);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The pod manager: one worker for each pod, and every message to the worker that it concerns.
 //!
-//! It also decides what is nobody's: pods that only the runtime knows are stopped, but only after every source has
-//! delivered once, because until then absence says nothing.
+//! It also decides what is nobody's: pods that only the runtime knows are stopped, and what no worker stands for on disk
+//! is removed, but only after every source has delivered once, because until then absence says nothing.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -13,9 +13,11 @@ use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::journal::Record;
+use super::leftovers::{self, Found};
 use super::shared::Shared;
 use super::spec;
 use super::worker::{self, Message, Start};
+use crate::cri::events::ChangeKind;
 use crate::cri::{PodIdentity, RuntimeEvent};
 use crate::ids::PodUid;
 use crate::source::{SourceName, SourceUpdate};
@@ -56,6 +58,8 @@ pub struct Manager {
     task_pods: HashMap<Id, PodUid>,
     /// Container and sandbox ids, for events that do not name the pod.
     ids: HashMap<String, PodUid>,
+    sources: BTreeSet<SourceName>,
+    /// Sources that have not delivered yet.
     awaited: BTreeSet<SourceName>,
     /// Pods of the start that have not published yet; `None` once the sink was told that all have.
     silent: Option<BTreeSet<PodUid>>,
@@ -70,7 +74,8 @@ impl Manager {
             tasks: JoinSet::new(),
             task_pods: HashMap::new(),
             ids: HashMap::new(),
-            awaited: sources,
+            awaited: sources.clone(),
+            sources,
             silent: Some(BTreeSet::new()),
         }
     }
@@ -105,7 +110,9 @@ impl Manager {
     fn resume(&mut self, record: Record) {
         let (source, pod) = (record.source, Arc::new(record.pod.clone()));
         if !self.workers.contains_key(&spec::uid(&pod)) {
-            self.spawn(Start { source, pod, record: Some(record), wanted: true });
+            // A node that ran alone before has nobody who will ever say that its manifests are gone.
+            let wanted = self.sources.contains(&source);
+            self.spawn(Start { source, pod, record: Some(record), wanted });
         }
     }
 
@@ -193,6 +200,10 @@ impl Manager {
                         pod
                     }
                 };
+                if !self.workers.contains_key(&pod) && matches!(kind, ChangeKind::Created | ChangeKind::Started) {
+                    // The last thing that an earlier agent asked for may come true only now.
+                    self.find_orphans().await;
+                }
                 self.tell(&pod, Message::Runtime(id, kind));
             }
             RuntimeEvent::Resync => {
@@ -217,21 +228,42 @@ impl Manager {
         }
     }
 
-    /// Stops pods that the runtime knows and no source names.
+    /// Stops pods that the runtime knows and no source names, and removes what unknown pods left elsewhere.
     async fn find_orphans(&mut self) {
-        if !self.awaited.is_empty() {
-            return;
+        // Written down under a source that will be asked after a restart, too, and will not name it.
+        let Some(source) = self.sources.first().copied().filter(|_| self.awaited.is_empty()) else { return };
+        let pods = match self.shared.runtime.list_pods().await {
+            Ok(pods) => pods,
+            Err(error) => {
+                tracing::warn!(%error, "cannot look for pods that nobody wants; trying again later");
+                return;
+            }
+        };
+        let unknown = pods.into_values().filter(|pod| !self.workers.contains_key(&pod.identity.uid));
+        for pod in unknown.collect::<Vec<_>>() {
+            let orphan = Arc::new(orphan_pod(&pod.identity));
+            self.spawn(Start { source, pod: orphan, record: None, wanted: false });
         }
-        match self.shared.runtime.list_pods().await {
-            Ok(pods) => {
-                let unknown = pods.into_values().filter(|pod| !self.workers.contains_key(&pod.identity.uid));
-                for pod in unknown.collect::<Vec<_>>() {
-                    let orphan = Arc::new(orphan_pod(&pod.identity));
-                    self.spawn(Start { source: SourceName::Api, pod: orphan, record: None, wanted: false });
+        match leftovers::look(&self.shared).await {
+            Ok((places, logs)) => {
+                for (uid, found) in leftovers::plan(places, logs, |uid| self.workers.contains_key(uid)) {
+                    self.sweep(source, uid, found);
                 }
             }
-            Err(error) => tracing::warn!(%error, "cannot look for pods that nobody wants; trying again later"),
+            Err(error) => tracing::warn!(%error, "cannot look for what pods left; trying again later"),
         }
+    }
+
+    /// Removes what an unknown pod left. Should the pod come back meanwhile, it waits for the end like any successor.
+    fn sweep(&mut self, source: SourceName, uid: PodUid, found: Found) {
+        let (tx, _) = mpsc::unbounded_channel();
+        let (shared, pod) = (self.shared.clone(), uid.clone());
+        let task = self.tasks.spawn(async move {
+            leftovers::remove(shared, pod, found).await;
+            true
+        });
+        self.task_pods.insert(task.id(), uid.clone());
+        self.workers.insert(uid, Handle { tx, source, wanted: false, successor: None });
     }
 
     fn tell(&self, uid: &PodUid, message: Message) {

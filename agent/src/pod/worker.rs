@@ -19,6 +19,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::action::{Action, Failure, Op, OpKey, Output};
 use super::env;
 use super::execute::{Context, Extra, execute};
+use super::expected::ExpectedExits;
 use super::facilities::{PodVolumes, ProbeTarget};
 use super::images::Image;
 use super::journal::Record;
@@ -64,15 +65,6 @@ pub struct Start {
     pub record: Option<Record>,
     /// Whether the source names it. What only the runtime knows is not wanted.
     pub wanted: bool,
-}
-
-/// Why and how often a container that must have ended is looked at again.
-///
-/// containerd publishes a task's exit before its CRI plugin has taken note of it, so that a look right after the event
-/// may still see the container running. The look is repeated after 5, 10, 20 ms ... up to ten times (5 s in all).
-#[derive(Default)]
-struct ExpectedExits {
-    ids: BTreeMap<String, (u32, Nanos)>,
 }
 
 struct Worker {
@@ -269,7 +261,7 @@ impl Worker {
                     _ => false,
                 });
                 if !being_stopped {
-                    self.expected.ids.insert(id, (0, 0));
+                    self.expected.announce(id);
                     self.look_again = true;
                 }
             }
@@ -297,23 +289,14 @@ impl Worker {
 
     /// Starts an inspection when one is asked for and none is running; answers when to look again for an expected exit.
     fn look(&mut self, now: Nanos) -> Option<Nanos> {
-        const TRIES: u32 = 10;
-        let runtime = &self.runtime;
-        let stays = |id: &String| {
-            let container = runtime.containers.iter().any(|c| c.id.as_str() == id && c.is_running());
-            container || runtime.sandboxes.iter().any(|s| s.id.as_str() == id && s.ready)
-        };
-        self.expected.ids.retain(|id, (tries, _)| *tries == 0 || (stays(id) && *tries < TRIES));
-        let due = self.expected.ids.values().any(|(_, at)| *at <= now);
+        let is_starting = self.keys.iter().any(|key| matches!(key, OpKey::Sandbox | OpKey::Start(_)));
+        let due = self.expected.is_due(&self.runtime, is_starting, now);
         if (self.look_again || due) && !self.keys.contains(&OpKey::Inspect) && self.memory.observed {
             self.look_again = false;
-            for (tries, at) in self.expected.ids.values_mut() {
-                *at = now + (5_000_000 << *tries);
-                *tries += 1;
-            }
+            self.expected.looked(&self.runtime, is_starting, now);
             self.begin(Op::Inspect, now);
         }
-        self.expected.ids.values().map(|(_, at)| *at).filter(|at| *at > now).min()
+        self.expected.next(now)
     }
 
     /// Brings volumes up to date when an object changed or a token has to be renewed.

@@ -7,6 +7,7 @@ use crate::event::EventType;
 use crate::ids::ContainerId;
 use crate::pod::action::{Failure, KillReason};
 use crate::pod::sandbox_config::log_directory_name;
+use crate::pod::shared::Settings;
 use crate::pod::spec;
 
 /// Least time that a container has after its preStop hook, however long that took.
@@ -88,11 +89,17 @@ pub(super) async fn release(context: &Context) -> Result<Output, Failure> {
 
 /// Removes the pod's log directory and the links to its logs.
 pub(super) async fn remove_logs(context: &Context) -> Result<Output, Failure> {
-    let settings = &context.shared.settings;
-    let directory = settings.log_dir.join(log_directory_name(&context.pod));
-    let key = spec::key(&context.pod);
+    let removed = remove_log_directory(&context.shared.settings, &log_directory_name(&context.pod)).await;
+    removed.map(|()| Output::Done).map_err(|message| Failure { reason: "FailedSync", message, container: None })
+}
+
+/// Removes a pod's log directory by its name, `NAMESPACE_NAME_UID`, and the links to its logs. Idempotent.
+pub async fn remove_log_directory(settings: &Settings, name: &str) -> Result<(), String> {
+    let directory = settings.log_dir.join(name);
     let links = settings.container_links.clone();
-    let prefix = format!("{}_{}_", key.name, key.namespace);
+    let mut parts = name.split('_');
+    let (namespace, pod) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let prefix = format!("{pod}_{namespace}_");
     let removed = tokio::task::spawn_blocking(move || {
         if let Some(links) = links {
             remove_links(&links, &prefix, &directory);
@@ -104,8 +111,7 @@ pub(super) async fn remove_logs(context: &Context) -> Result<Output, Failure> {
             _ => Ok(()),
         }
     });
-    let outcome = removed.await.unwrap_or_else(|error| Err(error.to_string()));
-    outcome.map(|()| Output::Done).map_err(|message| Failure { reason: "FailedSync", message, container: None })
+    removed.await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
 /// Removes links that point into `directory`; a pod of the same name may have links of its own.
