@@ -1,7 +1,7 @@
 # The front door. `make setup` once; `make demo` shows it; `make test` proves it. CI runs `make test` and nothing else.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: help setup build release demo demo-stop test test-unit test-kernel test-node test-cluster lint fmt deny bench-pods bench-services clean-host
+.PHONY: help setup build release demo demo-stop test test-unit test-kernel test-node test-cluster lint fmt deny bench-pods bench-services e2e-node e2e-node-more e2e-network e2e-kubectl e2e-storage clean-host
 
 DENY := build/tools/bin/cargo-deny
 
@@ -42,5 +42,10 @@ bench-pods: setup ## pods: floor and agent, ARGS="--reference ..." measures anot
 bench-services: setup ## Services: 10,000 x 10 endpoints
 	cargo build --locked --release -p nodelet -p nodelet-cni
 	cargo run --locked --release -p nodelet-tests --bin bench-services -- $(ARGS)
+e2e-node e2e-node-more e2e-network e2e-kubectl e2e-storage: setup ## upstream's suite (AGENT=kubelet for the reference, FOCUS=regex)
+	cargo build --locked --release -p nodelet -p nodelet-cni
+	NODELET_BIN=target/release/nodelet NODELET_CNI_BIN=target/release/nodelet-cni \
+	  cargo run --locked -p nodelet-tests --bin e2e -- $(patsubst e2e-%,%,$@) \
+	  --agent $(or $(AGENT),nodelet) --procs $(or $(PROCS),8) $(if $(FOCUS),--focus '$(FOCUS)') $(ARGS)
 clean-host: ## remove what crashed tests left
 	@tests/scripts/clean-host.sh

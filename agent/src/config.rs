@@ -29,7 +29,7 @@ pub use proxy::Proxy;
 use fields::{Fields, Findings, Problem};
 
 /// The Kubernetes level that is implemented, and ours as build metadata. Schedulers and suites compare the first part.
-pub const KUBELET_VERSION: &str = concat!("v1.36.0+nodelet.", env!("CARGO_PKG_VERSION"));
+pub const KUBELET_VERSION: &str = concat!("v1.37.2+nodelet.", env!("CARGO_PKG_VERSION"));
 
 /// Which half of the work is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,6 +12,7 @@
 //! effects are in [`execute`] and [`worker`].
 
 pub mod action;
+pub mod admit;
 pub mod container_config;
 pub mod dns;
 pub mod env;

@@ -24,6 +24,8 @@ pub struct Node {
     pub containerd: Containerd,
     /// The parent of all pods' cgroups.
     pub cgroups: Cgroups,
+    /// More lines of the KubeletConfiguration.
+    pub extra_configuration: String,
     directory: Directory,
     netns: Arc<Netns>,
     pod_cidr: String,
@@ -82,7 +84,8 @@ impl Node {
         let cgroups = Cgroups::new(netns.name())?;
         let containerd = Containerd::start(version, cni, pod_cidr, &netns, &directory.0.join("ctrd")).await?;
         let pod_cidr = pod_cidr.to_owned();
-        Ok(Self { agent: None, containerd, cgroups, directory, netns, pod_cidr })
+        let extra_configuration = String::new();
+        Ok(Self { agent: None, containerd, cgroups, extra_configuration, directory, netns, pod_cidr })
     }
 
     /// Its name: that of namespace, directory and cgroup.
@@ -153,23 +156,31 @@ impl Node {
         Ok(())
     }
 
-    /// The command line up to what the mode adds; writes the KubeletConfiguration.
-    fn common(&self, extra: &str) -> anyhow::Result<Vec<String>> {
+    /// Writes the KubeletConfiguration of this node and answers its path.
+    pub fn write_kubelet_configuration(&self, extra: &str) -> anyhow::Result<PathBuf> {
         let config = self.path("kubelet.yaml");
         let text = format!(
             "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\ncgroupDriver: cgroupfs\n\
-             cgroupRoot: {}\nfailCgroupV1: false\nfailSwapOn: false\npodLogsDir: {}\n{extra}",
+             cgroupRoot: {}\nfailCgroupV1: false\nfailSwapOn: false\npodLogsDir: {}\n\
+             containerRuntimeEndpoint: unix://{}\n{}{extra}",
             self.cgroups.root(),
-            self.path("pod-logs").display()
+            self.path("pod-logs").display(),
+            self.containerd.socket().display(),
+            self.extra_configuration,
         );
         fs::write(&config, text)?;
+        Ok(config)
+    }
+
+    /// The command line up to what the mode adds.
+    fn common(&self, extra: &str) -> anyhow::Result<Vec<String>> {
+        let config = self.write_kubelet_configuration(extra)?;
         let show = |path: &Path| path.display().to_string();
         let mut arguments = vec!["--state-dir".to_owned(), show(&self.path("state")), "run".to_owned()];
         for (flag, value) in [
             ("--config", show(&config)),
             ("--root-dir", show(&self.path("kubelet"))),
             ("--cert-dir", show(&self.path("pki"))),
-            ("--container-runtime-endpoint", format!("unix://{}", show(&self.containerd.socket()))),
             // Never the host's own.
             ("--cni-conf-dir", show(&self.containerd.cni_conf_dir())),
         ] {

@@ -78,6 +78,7 @@ impl PodHalf {
             recorder,
             journal: Journal::open(config.state_dir.join("pods"))?,
             settings,
+            node: Arc::new(ArcSwap::from_pointee(super::settings::admission(config, &machine))),
             host_ips: ArcSwap::from_pointee(addresses.iter().map(ToString::to_string).collect()),
             runtime_name: ArcSwap::from_pointee(version.runtime_name),
             announced: announced_tx,

@@ -7,7 +7,7 @@ use crate::config::kubelet::CgroupDriver;
 use crate::config::proxy::LocalMode;
 use crate::config::{Config, Mode};
 use crate::node::facts::MachineFacts;
-use crate::pod::{dns, lifecycle, security, shared};
+use crate::pod::{admit, dns, lifecycle, security, shared};
 use crate::quantity::{Format, Quantity};
 use crate::service::{self, Cidr};
 
@@ -66,6 +66,26 @@ pub fn pods(config: &Config) -> shared::Settings {
         max_crash_delay: i64::try_from(kubelet.max_crash_backoff.as_nanos()).unwrap_or(300 * lifecycle::SECOND),
         port_mappings: true,
         container_links: container_links(config),
+    }
+}
+
+/// What pods are admitted against until a Node object says more: kubelet's own labels and those of the configuration.
+pub fn admission(config: &Config, machine: &MachineFacts) -> admit::Node {
+    let own = [
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", machine.architecture),
+        ("kubernetes.io/hostname", &config.node_name),
+    ];
+    let own = own.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let mut allocatable = super::facts::allocatable(machine, &config.kubelet, true);
+    let pods = Quantity::from_units(i64::from(config.kubelet.max_pods), Format::DecimalSi);
+    allocatable.insert("pods".to_owned(), pods);
+    admit::Node {
+        name: config.node_name.clone(),
+        labels: own.chain(config.node_labels.iter().cloned()).collect(),
+        taints: Vec::new(),
+        allocatable,
+        allowed_unsafe_sysctls: config.kubelet.allowed_unsafe_sysctls.clone(),
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -12,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use super::admit::admit;
 use super::journal::Record;
 use super::leftovers::{self, Found};
 use super::shared::Shared;
@@ -19,6 +21,7 @@ use super::spec;
 use super::worker::{self, Message, Start};
 use crate::cri::events::ChangeKind;
 use crate::cri::{PodIdentity, RuntimeEvent};
+use crate::event::EventType;
 use crate::ids::PodUid;
 use crate::source::{SourceName, SourceUpdate};
 
@@ -44,6 +47,10 @@ pub struct Inputs {
 
 struct Handle {
     tx: mpsc::UnboundedSender<Message>,
+    /// For what later pods are admitted beside.
+    pod: Arc<Pod>,
+    /// Whether it holds no resources of the node any more.
+    released: Arc<AtomicBool>,
     source: SourceName,
     wanted: bool,
     /// A pod of this UID that came back while the old one was still being stopped.
@@ -112,14 +119,22 @@ impl Manager {
         if !self.workers.contains_key(&spec::uid(&pod)) {
             // A node that ran alone before has nobody who will ever say that its manifests are gone.
             let wanted = self.sources.contains(&source);
-            self.spawn(Start { source, pod, record: Some(record), wanted });
+            let released = Arc::default();
+            self.spawn(Start { source, pod, record: Some(record), wanted, rejection: None, released });
         }
     }
 
     fn spawn(&mut self, start: Start) {
         let uid = spec::uid(&start.pod);
         let (tx, rx) = mpsc::unbounded_channel();
-        let handle = Handle { tx, source: start.source, wanted: start.wanted, successor: None };
+        let handle = Handle {
+            tx,
+            pod: start.pod.clone(),
+            released: start.released.clone(),
+            source: start.source,
+            wanted: start.wanted,
+            successor: None,
+        };
         tracing::info!(pod = %spec::key(&start.pod), pod_uid = %uid, source = ?start.source, wanted = start.wanted, "pod worker starts");
         let task = self.tasks.spawn(worker::run(self.shared.clone(), start, rx));
         self.task_pods.insert(task.id(), uid.clone());
@@ -172,13 +187,33 @@ impl Manager {
             Some(handle) if !handle.wanted => handle.successor = Some((source, pod)),
             Some(handle) => {
                 handle.source = source;
+                handle.pod = pod.clone();
                 // The worker ends only by itself; a closed channel means that its end is about to be taken.
                 if handle.tx.send(Message::Desired(source, pod.clone())).is_err() {
                     handle.successor = Some((source, pod));
                 }
             }
-            None => self.spawn(Start { source, pod, record: None, wanted: true }),
+            None => self.take_new(source, pod),
         }
+    }
+
+    /// Starts a worker for a pod that no earlier agent wrote down. One that never ran is admitted first, beside those that hold
+    /// resources.
+    fn take_new(&mut self, source: SourceName, pod: Arc<Pod>) {
+        let has_run = pod.status.as_ref().is_some_and(|status| status.start_time.is_some());
+        let rejection = if has_run || spec::is_deleted(&pod) {
+            None
+        } else {
+            let holding = self.workers.values().filter(|handle| !handle.released.load(Ordering::Relaxed));
+            let others: Vec<&Pod> = holding.map(|handle| handle.pod.as_ref()).collect();
+            admit(&pod, source != SourceName::Api, &self.shared.node.load(), &others).err()
+        };
+        if let Some(rejection) = &rejection {
+            let reason = rejection.event_reason();
+            self.shared.event(&pod, None, EventType::Warning, reason, rejection.message.clone());
+        }
+        let released = Arc::new(AtomicBool::new(rejection.is_some()));
+        self.spawn(Start { source, pod, record: None, wanted: true, rejection, released });
     }
 
     fn drop_pod(&mut self, source: SourceName, uid: &PodUid) {
@@ -242,7 +277,8 @@ impl Manager {
         let unknown = pods.into_values().filter(|pod| !self.workers.contains_key(&pod.identity.uid));
         for pod in unknown.collect::<Vec<_>>() {
             let orphan = Arc::new(orphan_pod(&pod.identity));
-            self.spawn(Start { source, pod: orphan, record: None, wanted: false });
+            let released = Arc::default();
+            self.spawn(Start { source, pod: orphan, record: None, wanted: false, rejection: None, released });
         }
         match leftovers::look(&self.shared).await {
             Ok((places, logs)) => {
@@ -263,7 +299,9 @@ impl Manager {
             true
         });
         self.task_pods.insert(task.id(), uid.clone());
-        self.workers.insert(uid, Handle { tx, source, wanted: false, successor: None });
+        let released = Arc::new(AtomicBool::new(true));
+        let handle = Handle { tx, pod: Arc::default(), released, source, wanted: false, successor: None };
+        self.workers.insert(uid, handle);
     }
 
     fn tell(&self, uid: &PodUid, message: Message) {
@@ -292,7 +330,7 @@ impl Manager {
         self.heard_of(&uid);
         tracing::info!(pod_uid = %uid, "pod worker ended");
         if let Some((source, pod)) = handle.successor {
-            self.spawn(Start { source, pod, record: None, wanted: true });
+            self.take_new(source, pod);
         } else if panicked {
             let record = self.shared.journal.load().into_iter().find(|record| spec::uid(&record.pod) == uid);
             if let Some(record) = record {

@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::facilities::{Facilities, Probes, StatusSink};
 use super::images::Images;
 use super::journal::Journal;
-use super::{dns, security, spec};
+use super::{admit, dns, security, spec};
 use crate::cri::{Nanos, Runtime};
 use crate::event::{Event, EventType, Recorder, Subject};
 use crate::ids::PodUid;
@@ -58,6 +58,8 @@ pub struct Shared {
     pub journal: Journal,
     /// Settings.
     pub settings: Settings,
+    /// What pods are admitted against; labels and taints follow the Node object where there is one.
+    pub node: Arc<ArcSwap<admit::Node>>,
     /// The node's addresses, primary first.
     pub host_ips: ArcSwap<Vec<String>>,
     /// Name of the runtime, such as `containerd`.

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -17,13 +18,14 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::action::{Action, Failure, Op, OpKey, Output};
+use super::admit::Rejection;
 use super::env;
 use super::execute::{Context, Extra, execute};
 use super::expected::ExpectedExits;
 use super::facilities::{PodVolumes, ProbeTarget};
 use super::images::Image;
 use super::journal::Record;
-use super::lifecycle::Lifecycle;
+use super::lifecycle::{Cause, Lifecycle};
 use super::memory::{Memory, finished_at};
 use super::plan::plan;
 use super::shared::{Shared, now};
@@ -65,6 +67,10 @@ pub struct Start {
     pub record: Option<Record>,
     /// Whether the source names it. What only the runtime knows is not wanted.
     pub wanted: bool,
+    /// Why the node does not take it.
+    pub rejection: Option<Rejection>,
+    /// Set when the pod holds no resources of the node any more.
+    pub released: Arc<AtomicBool>,
 }
 
 struct Worker {
@@ -92,6 +98,7 @@ struct Worker {
     announced: bool,
     expected: ExpectedExits,
     backoff_told: BTreeMap<String, Nanos>,
+    released: Arc<AtomicBool>,
 }
 
 /// Runs the worker until nothing of the pod is left, or the channel closes because the agent stops.
@@ -149,6 +156,13 @@ impl Worker {
                 (Lifecycle::Syncing, known.unwrap_or_else(now), api_status)
             }
         };
+        let lifecycle = match start.rejection {
+            Some(rejection) => {
+                let message = rejection.status_message();
+                lifecycle::begin(Cause::Failed { reason: rejection.reason, message }, 0, now())
+            }
+            None => lifecycle,
+        };
         let last = Arc::new(last);
         let memory = Memory { max_crash_delay: Some(shared.settings.max_crash_delay), ..Memory::default() };
         Self {
@@ -174,6 +188,7 @@ impl Worker {
             announced: false,
             expected: ExpectedExits::default(),
             backoff_told: BTreeMap::new(),
+            released: start.released,
             shared,
         }
     }
@@ -188,6 +203,9 @@ impl Worker {
         let lifecycle_changed = planned.lifecycle != self.lifecycle;
         let stops = lifecycle_changed && self.lifecycle.may_start() && !planned.lifecycle.may_start();
         self.lifecycle = planned.lifecycle;
+        if matches!(self.lifecycle, Lifecycle::Terminated(_) | Lifecycle::Removed) {
+            self.released.store(true, Ordering::Relaxed);
+        }
         let mut wake_at = planned.wake_at;
         if stops {
             // The node's own rules lose the pod before its containers hear of the stop.

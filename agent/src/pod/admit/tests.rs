@@ -1,0 +1,128 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+fn node() -> Node {
+    let amounts = [("cpu", "2"), ("memory", "1Gi"), ("pods", "3")];
+    Node {
+        name: "n1".into(),
+        labels: [("zone", "a"), ("kubernetes.io/os", "linux"), ("cores", "8")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
+        allocatable: amounts.map(|(name, text)| (name.to_owned(), Quantity::parse(text).unwrap())).into(),
+        ..Node::default()
+    }
+}
+
+fn pod(spec: Value) -> Pod {
+    let mut spec = spec;
+    if spec.get("containers").is_none() {
+        spec["containers"] = json!([{"name": "c"}]);
+    }
+    serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "d", "uid": "u"}, "spec": spec})).unwrap()
+}
+
+fn asking(cpu: &str) -> Pod {
+    pod(json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]}))
+}
+
+fn reason(pod: &Pod, others: &[&Pod]) -> Option<String> {
+    admit(pod, false, &node(), others).err().map(|rejection| rejection.reason)
+}
+
+#[test]
+fn resources_are_counted_with_those_of_the_pods_that_are_there() {
+    assert_eq!(reason(&asking("1500m"), &[&asking("500m")]), None);
+    let rejection = admit(&asking("1501m"), false, &node(), &[&asking("500m")]).unwrap_err();
+    assert_eq!(rejection.reason, "OutOfcpu");
+    let text = "Pod was rejected: Node didn't have enough resource: cpu, requested: 1501, used: 500, capacity: 2000";
+    assert_eq!(rejection.status_message(), text);
+    let empty = pod(json!({}));
+    assert_eq!(reason(&empty, &[&empty, &empty]), None);
+    assert_eq!(reason(&empty, &[&empty, &empty, &empty]), Some("OutOfpods".into()));
+}
+
+#[test]
+fn a_resource_that_the_node_does_not_have_is_not_ours_to_judge() {
+    let device = json!({"containers": [{"name": "c", "resources": {"requests": {"example.com/gpu": "1"}}}]});
+    assert_eq!(reason(&pod(device), &[]), None);
+}
+
+#[test]
+fn selector_and_affinity_must_match_the_labels() {
+    let affinity = |terms: Value| {
+        pod(json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
+            {"nodeSelectorTerms": terms}}}}))
+    };
+    let expression = |key: &str, operator: &str, values: Value| json!({"matchExpressions": [{"key": key, "operator": operator, "values": values}]});
+    let no = Some("NodeAffinity".to_owned());
+    assert_eq!(reason(&pod(json!({"nodeSelector": {"zone": "a"}})), &[]), None);
+    assert_eq!(reason(&pod(json!({"nodeSelector": {"zone": "b"}})), &[]), no);
+    for (operator, values, fits) in [
+        ("In", json!(["a", "b"]), true),
+        ("In", json!(["b"]), false),
+        ("NotIn", json!(["b"]), true),
+        ("Exists", json!([]), true),
+        ("DoesNotExist", json!([]), false),
+    ] {
+        let found = reason(&affinity(json!([expression("zone", operator, values)])), &[]);
+        assert_eq!(found.is_none(), fits, "{operator}");
+    }
+    assert_eq!(reason(&affinity(json!([expression("cores", "Gt", json!(["7"]))])), &[]), None);
+    assert_eq!(reason(&affinity(json!([expression("cores", "Lt", json!(["8"]))])), &[]), no);
+    let alternatives = json!([expression("zone", "In", json!(["b"])), expression("zone", "In", json!(["a"]))]);
+    assert_eq!(reason(&affinity(alternatives), &[]), None);
+    assert_eq!(reason(&affinity(json!([{}])), &[]), no, "an empty term matches nothing");
+    let field = json!([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]}]);
+    assert_eq!(reason(&affinity(field), &[]), None);
+}
+
+#[test]
+fn a_host_port_is_taken_per_address_and_protocol() {
+    let with = |ip: &str, protocol: &str| {
+        pod(json!({"containers": [{"name": "c", "ports": [
+            {"containerPort": 80, "hostPort": 8080, "hostIP": ip, "protocol": protocol}]}]}))
+    };
+    let taken = Some("NodePorts".to_owned());
+    assert_eq!(reason(&with("", "TCP"), &[&with("", "TCP")]), taken);
+    assert_eq!(reason(&with("", "TCP"), &[&with("", "UDP")]), None);
+    assert_eq!(reason(&with("127.0.0.1", "TCP"), &[&with("", "TCP")]), taken);
+    assert_eq!(reason(&with("127.0.0.1", "TCP"), &[&with("10.0.0.1", "TCP")]), None);
+}
+
+#[test]
+fn only_safe_and_allowed_sysctls_pass() {
+    let with = |name: &str, host_network: bool| {
+        pod(json!({"hostNetwork": host_network, "securityContext": {"sysctls": [{"name": name, "value": "1"}]}}))
+    };
+    let forbidden = Some("SysctlForbidden".to_owned());
+    assert_eq!(reason(&with("net.ipv4.tcp_syncookies", false), &[]), None);
+    assert_eq!(reason(&with("net/ipv4/tcp_syncookies", false), &[]), None);
+    assert_eq!(reason(&with("net.ipv4.tcp_syncookies", true), &[]), forbidden);
+    assert_eq!(reason(&with("kernel.msgmax", false), &[]), forbidden);
+    let node = Node { allowed_unsafe_sysctls: vec!["kernel.msg*".into()], ..node() };
+    assert_eq!(admit(&with("kernel.msgmax", false), false, &node, &[]), Ok(()));
+    let rejection = admit(&with("kernel.shmmax", false), false, &node, &[]).unwrap_err();
+    assert_eq!(rejection.message, "forbidden sysctl: \"kernel.shmmax\" not allowlisted");
+}
+
+#[test]
+fn another_operating_system_is_refused() {
+    assert_eq!(reason(&pod(json!({"os": {"name": "windows"}})), &[]), Some("PodOSNotSupported".into()));
+    let selector = json!({"nodeSelector": {"kubernetes.io/os": "windows"}});
+    assert_eq!(reason(&pod(selector), &[]), Some("PodOSSelectorNodeLabelDoesNotMatch".into()));
+}
+
+#[test]
+fn a_taint_that_evicts_keeps_pods_out_unless_they_tolerate_it_or_are_static() {
+    let taint = Taint { key: "k".into(), value: Some("v".into()), effect: "NoExecute".into(), ..Taint::default() };
+    let node = Node { taints: vec![taint], ..node() };
+    let plain = pod(json!({}));
+    assert_eq!(admit(&plain, false, &node, &[]).unwrap_err().reason, "TaintToleration");
+    assert_eq!(admit(&plain, true, &node, &[]), Ok(()));
+    for toleration in [json!({"operator": "Exists"}), json!({"key": "k", "value": "v", "effect": "NoExecute"})] {
+        assert_eq!(admit(&pod(json!({"tolerations": [toleration]})), false, &node, &[]), Ok(()));
+    }
+    let other = json!({"tolerations": [{"key": "k", "value": "w"}]});
+    assert!(admit(&pod(other), false, &node, &[]).is_err());
+}
