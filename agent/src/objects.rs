@@ -113,4 +113,7 @@ pub trait Objects: Send + Sync + 'static {
     /// Services that the environment of a pod in `namespace` may name: those of the namespace, and `default/kubernetes`
     /// (named `kubernetes`). Waits until Services have been listed once.
     fn services<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Vec<ServiceEnv>, ObjectError>>;
+
+    /// The runtime's handler of a RuntimeClass (`handler` of the object; KEP-585).
+    fn runtime_handler<'a>(&'a self, class: &'a str) -> BoxFuture<'a, Result<String, ObjectError>>;
 }

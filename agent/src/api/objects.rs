@@ -16,6 +16,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::serde::de::DeserializeOwned;
 use kube::runtime::watcher;
@@ -242,6 +243,7 @@ pub struct JoinedObjects {
     secrets: Store<Secret>,
     tokens: Tokens,
     services: Arc<ServiceEnvs>,
+    client: kube::Client,
 }
 
 impl JoinedObjects {
@@ -251,8 +253,9 @@ impl JoinedObjects {
         Self {
             config_maps: Store::new(client.clone(), changed.clone()),
             secrets: Store::new(client.clone(), changed),
-            tokens: Tokens::new(client),
+            tokens: Tokens::new(client.clone()),
             services,
+            client,
         }
     }
 }
@@ -290,6 +293,20 @@ impl Objects for JoinedObjects {
 
     fn services<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Vec<ServiceEnv>, ObjectError>> {
         Box::pin(async move { Ok(self.services.of_namespace(namespace).await) })
+    }
+
+    /// Asked for at each use: few pods name a class, and a class is looked up once for a sandbox.
+    fn runtime_handler<'a>(&'a self, class: &'a str) -> BoxFuture<'a, Result<String, ObjectError>> {
+        Box::pin(async move {
+            let key = || ObjectKey::new("", class);
+            match Api::<RuntimeClass>::all(self.client.clone()).get_opt(class).await {
+                Ok(Some(found)) => Ok(found.handler),
+                Ok(None) => Err(ObjectError::NotFound { kind: "runtimeclass", key: key() }),
+                Err(error) => {
+                    Err(ObjectError::Unavailable { kind: "runtimeclass", key: key(), reason: error_text(&error) })
+                }
+            }
+        })
     }
 }
 

@@ -68,6 +68,8 @@ pub struct Manager {
     sources: BTreeSet<SourceName>,
     /// Sources that have not delivered yet.
     awaited: BTreeSet<SourceName>,
+    /// Whether every pod that the runtime had has got a worker; a pod without one is then new to it.
+    knows_runtime: bool,
     /// Pods of the start that have not published yet; `None` once the sink was told that all have.
     silent: Option<BTreeSet<PodUid>>,
 }
@@ -83,6 +85,7 @@ impl Manager {
             ids: HashMap::new(),
             awaited: sources.clone(),
             sources,
+            knows_runtime: false,
             silent: Some(BTreeSet::new()),
         }
     }
@@ -120,7 +123,7 @@ impl Manager {
             // A node that ran alone before has nobody who will ever say that its manifests are gone.
             let wanted = self.sources.contains(&source);
             let released = Arc::default();
-            self.spawn(Start { source, pod, record: Some(record), wanted, rejection: None, released });
+            self.spawn(Start { source, pod, record: Some(record), wanted, is_fresh: false, rejection: None, released });
         }
     }
 
@@ -213,7 +216,8 @@ impl Manager {
             self.shared.event(&pod, None, EventType::Warning, reason, rejection.message.clone());
         }
         let released = Arc::new(AtomicBool::new(rejection.is_some()));
-        self.spawn(Start { source, pod, record: None, wanted: true, rejection, released });
+        let is_fresh = self.knows_runtime && !has_run;
+        self.spawn(Start { source, pod, record: None, wanted: true, is_fresh, rejection, released });
     }
 
     fn drop_pod(&mut self, source: SourceName, uid: &PodUid) {
@@ -278,8 +282,17 @@ impl Manager {
         for pod in unknown.collect::<Vec<_>>() {
             let orphan = Arc::new(orphan_pod(&pod.identity));
             let released = Arc::default();
-            self.spawn(Start { source, pod: orphan, record: None, wanted: false, rejection: None, released });
+            self.spawn(Start {
+                source,
+                pod: orphan,
+                record: None,
+                wanted: false,
+                is_fresh: false,
+                rejection: None,
+                released,
+            });
         }
+        self.knows_runtime = true;
         match leftovers::look(&self.shared).await {
             Ok((places, logs)) => {
                 for (uid, found) in leftovers::plan(places, logs, |uid| self.workers.contains_key(uid)) {

@@ -67,6 +67,8 @@ pub struct Start {
     pub record: Option<Record>,
     /// Whether the source names it. What only the runtime knows is not wanted.
     pub wanted: bool,
+    /// Whether the runtime is known to have nothing of it, so that it need not be asked.
+    pub is_fresh: bool,
     /// Why the node does not take it.
     pub rejection: Option<Rejection>,
     /// Set when the pod holds no resources of the node any more.
@@ -164,7 +166,8 @@ impl Worker {
             None => lifecycle,
         };
         let last = Arc::new(last);
-        let memory = Memory { max_crash_delay: Some(shared.settings.max_crash_delay), ..Memory::default() };
+        let max_crash_delay = Some(shared.settings.max_crash_delay);
+        let memory = Memory { max_crash_delay, observed: start.is_fresh, ..Memory::default() };
         Self {
             uid,
             source: start.source,
@@ -176,7 +179,7 @@ impl Worker {
             volumes: Arc::new(PodVolumes::default()),
             images: BTreeMap::new(),
             started_at,
-            adopted: Some(last.clone()),
+            adopted: (!start.is_fresh).then(|| last.clone()),
             last,
             inflight: BTreeMap::new(),
             keys: BTreeSet::new(),

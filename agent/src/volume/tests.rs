@@ -40,6 +40,10 @@ impl Objects for Fake {
     fn services<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<ServiceEnv>, ObjectError>> {
         Box::pin(async { Ok(Vec::new()) })
     }
+
+    fn runtime_handler<'a>(&'a self, _class: &'a str) -> BoxFuture<'a, Result<String, ObjectError>> {
+        Box::pin(async { Ok(String::new()) })
+    }
 }
 
 struct Node {

@@ -74,7 +74,11 @@ async fn run(context: &Context, attempt: u32) -> Result<Output, Failure> {
     tokio::fs::create_dir_all(&config.log_directory)
         .await
         .map_err(|error| refuse(format!("create log directory {}: {error}", config.log_directory)))?;
-    let id = match shared.runtime.run_sandbox(config, String::new()).await {
+    let handler = match spec::spec(pod).runtime_class_name.as_deref().filter(|class| !class.is_empty()) {
+        Some(class) => shared.objects.runtime_handler(class).await.map_err(|error| refuse(error.to_string()))?,
+        None => String::new(),
+    };
+    let id = match shared.runtime.run_sandbox(config, handler).await {
         Ok(id) => id,
         Err(error) => return adopt(context, attempt, failure("FailedCreatePodSandBox", &error)).await,
     };

@@ -144,4 +144,9 @@ impl Objects for AloneObjects {
             Ok(inner.services.iter().filter(|(ns, _)| &**ns == namespace).map(|(_, s)| s.clone()).collect())
         })
     }
+
+    fn runtime_handler<'a>(&'a self, class: &'a str) -> BoxFuture<'a, Result<String, ObjectError>> {
+        let key = ObjectKey::new("", class);
+        Box::pin(async move { Err(ObjectError::NotFound { kind: "runtimeclass", key }) })
+    }
 }
