@@ -67,15 +67,20 @@ fn read_log_tail(path: &str) -> Option<String> {
     file.seek(SeekFrom::Start(length.saturating_sub(4 * MAX_LOG))).ok()?;
     let mut bytes = Vec::new();
     file.take(4 * MAX_LOG).read_to_end(&mut bytes).ok()?;
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
-    let tail = lines[lines.len().saturating_sub(MAX_LOG_LINES)..].join("\n");
-    let mut start = tail.len().saturating_sub(usize::try_from(MAX_LOG).unwrap_or(usize::MAX));
-    while !tail.is_char_boundary(start) {
-        start += 1;
+    let lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
+    let mut tail = Vec::new();
+    // The last piece is what follows the last newline: nothing, or half a line.
+    let whole = &lines[..lines.len().saturating_sub(1)];
+    for line in &whole[whole.len().saturating_sub(MAX_LOG_LINES)..] {
+        let Some(line) = crate::logs::parse(line) else { continue };
+        tail.extend_from_slice(line.text);
+        // Output that did not end in a newline is written as a part of a line.
+        if !line.partial {
+            tail.push(b'\n');
+        }
     }
-    let tail = &tail[start..];
-    Some(if tail.is_empty() { String::new() } else { format!("{tail}\n") })
+    let start = tail.len().saturating_sub(usize::try_from(MAX_LOG).unwrap_or(usize::MAX));
+    Some(String::from_utf8_lossy(&tail[start..]).into_owned())
 }
 
 #[cfg(test)]
@@ -102,5 +107,14 @@ mod tests {
         std::fs::write(&path, log).unwrap();
         let tail = read_log_tail(path.to_str().unwrap()).unwrap();
         assert!(tail.ends_with("line 499\n") && tail.lines().count() == 80, "{tail}");
+    }
+
+    /// `[sig-node] Container Runtime ... should report termination message from log output`
+    #[test]
+    fn a_log_that_ends_without_a_newline_gives_a_message_without_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m");
+        std::fs::write(&path, "2026-01-01T00:00:00.0Z stdout P DONE\n").unwrap();
+        assert_eq!(read_log_tail(path.to_str().unwrap()).as_deref(), Some("DONE"));
     }
 }
