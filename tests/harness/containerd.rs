@@ -247,8 +247,13 @@ fn write_cni(cni: Cni, pod_cidr: &str, base: &Path) -> anyhow::Result<()> {
     let (bin, conf) = (base.join("cni/bin"), base.join("cni/conf"));
     fs::create_dir_all(&bin)?;
     fs::create_dir_all(&conf)?;
-    for plugin in ["bridge", "host-local", "portmap", "loopback"] {
-        link(&programs::built(&format!("cni/{plugin}"))?, &bin.join(plugin))?;
+    if cni == Cni::ByAgent {
+        // Nothing but our own: containerd runs a plugin of this name for every sandbox.
+        link(&programs::workspace_binary("nodelet-cni")?, &bin.join("loopback"))?;
+    } else {
+        for plugin in ["bridge", "host-local", "portmap", "loopback"] {
+            link(&programs::built(&format!("cni/{plugin}"))?, &bin.join(plugin))?;
+        }
     }
     if cni != Cni::Bridge {
         link(&programs::workspace_binary("nodelet-cni")?, &bin.join("nodelet-cni"))?;

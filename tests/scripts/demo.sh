@@ -10,19 +10,19 @@ dir=/run/$name
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 inside() { nsenter --net=/run/netns/$name "$@"; }
 
-# kill_owned PATTERN: ends processes whose command line names our directory, and no others.
-kill_owned() {
+# owned: processes whose command line names our directory, and no others.
+owned() {
   local proc
   for proc in /proc/[0-9]*; do
-    if tr '\0' ' ' <"$proc/cmdline" 2>/dev/null | grep -q -- "$1"; then kill -KILL "${proc#/proc/}" 2>/dev/null || true; fi
-  done
+    if tr '\0' ' ' 2>/dev/null <"$proc/cmdline" | grep -q -- "$dir/"; then echo "${proc#/proc/}"; fi
+  done 2>/dev/null
 }
 clean() {
-  local cgroup sockets=()
-  # Sockets of shims are the one thing outside of our directory; bundles say where they are.
-  mapfile -t sockets < <(cat $dir/ctrd/state/io.containerd.runtime.v2.task/k8s.io/*/address 2>/dev/null | sed 's|unix://|\n|g' | grep . || true)
-  [ -f $dir/agent.pid ] && kill -KILL "$(cat $dir/agent.pid)" 2>/dev/null || true
-  kill_owned "$dir/ctrd"
+  local cgroup sockets=() made=()
+  # What is outside of our directory: sockets of shims, of which our namespace tells, and what containerd's CNI library
+  # remembers of our pods.
+  if [ -e /run/netns/$name ]; then mapfile -t sockets < <(inside awk 'index($8, "/run/containerd/s/") == 1 { print $8 }' /proc/net/unix); fi
+  owned | xargs -r kill -KILL 2>/dev/null || true
   for cgroup in /sys/fs/cgroup/$name /sys/fs/cgroup/*/$name; do
     [ -d "$cgroup" ] || continue
     for _ in $(seq 100); do
@@ -34,7 +34,11 @@ clean() {
   done
   awk -v at="$dir/" 'index($5, at) == 1 { print $5 }' /proc/self/mountinfo | sort -r | xargs -r -n1 umount -l
   [ -e /run/netns/$name ] && ip netns delete $name
-  rm -rf "$dir" "${sockets[@]}"
+  grep -lsF "$dir/" /var/lib/cni/results/* | xargs -r rm -f
+  rm -f "${sockets[@]}"
+  [ -f $dir/made ] && mapfile -t made <$dir/made
+  rm -rf "$dir"
+  [ ${#made[@]} -eq 0 ] || rmdir "${made[@]}" 2>/dev/null || true
 }
 wait_for() { # wait_for SECONDS WHAT COMMAND...
   local deadline=$(($(date +%s) + $1)) what=$2
@@ -54,13 +58,16 @@ if [ "${1:-}" = stop ]; then clean; echo "stopped"; exit 0; fi
 if [ -d $dir ]; then say "Stopping the demo of before"; clean; fi
 
 say "Preparing: packages, programs, images"
-tests/scripts/setup.sh
+tests/scripts/setup.sh demo
 cargo build --locked -q -p nodelet -p nodelet-cni
 bin=${CARGO_TARGET_DIR:-target}/debug
+# A failure with KEEP=1 leaves everything to be looked at, too.
 [ "${KEEP:-}" = 1 ] || trap clean EXIT
 
 say "A network namespace, a cgroup and containerd ($(containerd --version | cut -d' ' -f3)) of its own"
-mkdir -p $dir/ctrd/cni/{bin,conf} $dir/manifests $dir/kubelet $dir/state
+mkdir -p $dir/ctrd/cni/{bin,conf} $dir/manifests $dir/kubelet
+# Directories that containerd makes outside of ours; those that are not there yet go again at the end.
+for made in /var/lib/cni/results /var/lib/cni /run/containerd/s /run/containerd; do [ -d $made ] || echo $made; done >$dir/made
 ip netns add $name
 for step in "link set lo up" "link add eth0 type veth peer name outside" "addr add 10.88.0.2/24 dev eth0" "link set eth0 up" \
   "link set outside up" "route add default via 10.88.0.1"; do
@@ -71,11 +78,9 @@ awk '($3 == "cgroup" || $3 == "cgroup2") && index($2, "/sys/fs/cgroup") == 1 { p
   # A v1 cpuset starts empty, and no process can be put into an empty one.
   case $hierarchy in */cpuset) for f in cpuset.cpus cpuset.mems; do cat "$hierarchy/$f" >"$hierarchy/$name/$f"; done ;; esac
 done
-cp "$bin/nodelet-cni" build/cni/loopback $dir/ctrd/cni/bin/
-cat >$dir/ctrd/cni/conf/10-nodelet.conflist <<JSON
-{ "cniVersion": "1.0.0", "name": "nodelet", "plugins": [
-  { "type": "nodelet-cni", "podCIDRs": ["10.244.0.0/24"], "dataDir": "$dir/ctrd/cni/data" } ] }
-JSON
+# The agent writes the network configuration itself.
+cp "$bin/nodelet-cni" $dir/ctrd/cni/bin/
+ln -s nodelet-cni $dir/ctrd/cni/bin/loopback
 cat >$dir/ctrd/config.toml <<TOML
 version = 2
 root = "$dir/ctrd/root"
@@ -98,6 +103,7 @@ runtime_type = "io.containerd.runc.v2"
 Root = "$dir/ctrd/runc"
 TOML
 inside setsid containerd --config $dir/ctrd/config.toml >$dir/ctrd/log 2>&1 &
+disown
 ctr="ctr --address $dir/ctrd/containerd.sock --namespace k8s.io"
 wait_for 30 containerd $ctr version
 $ctr images import build/images.tar >/dev/null
@@ -113,10 +119,14 @@ failCgroupV1: false
 failSwapOn: false
 podLogsDir: $dir/pod-logs
 YAML
-inside setsid "$bin/nodelet" --state-dir $dir/state run --manifests $dir/manifests --config $dir/kubelet.yaml \
-  --root-dir $dir/kubelet --cert-dir $dir/pki --service-cidr 10.96.0.0/16 --pod-cidr 10.244.0.0/24 \
-  --container-runtime-endpoint unix://$dir/ctrd/containerd.sock >$dir/nodelet.log 2>&1 &
-echo $! >$dir/agent.pid
+start_agent() {
+  inside setsid "$bin/nodelet" --state-dir $dir/state run --manifests $dir/manifests --config $dir/kubelet.yaml \
+    --root-dir $dir/kubelet --cert-dir $dir/pki --service-cidr 10.96.0.0/16 --pod-cidr 10.244.0.0/24 \
+    --cni-conf-dir $dir/ctrd/cni/conf --container-runtime-endpoint unix://$dir/ctrd/containerd.sock >>$dir/nodelet.log 2>&1 &
+  agent=$!
+  disown
+}
+start_agent
 nodelet="$bin/nodelet --state-dir $dir/state"
 wait_for 20 "the control socket" $nodelet get pods
 ready() { [ "$($nodelet get pods -o json | jq '[.. | objects | select(.type? == "Ready" and .status? == "True")] | length')" -ge 2 ]; }
@@ -140,6 +150,15 @@ say "nodelet get services"
 $nodelet get services
 say "nodelet get endpoints"
 $nodelet get endpoints
+
+say "kill -9 of the agent: the Service answers while it is away, and no pod is restarted"
+kill -KILL $agent
+while [ -d /proc/$agent ]; do sleep 0.01; done
+inside curl -sS --max-time 2 http://10.96.0.10/
+start_agent
+wait_for 20 "the control socket" $nodelet get pods
+wait_for 20 "both pods to be Ready" ready
+$nodelet get pods
 
 if [ "${KEEP:-}" = 1 ]; then
   say "It goes on running. To look around:"

@@ -6,7 +6,7 @@
 #   localhost/echo:v1     the echo server; :v2 and :v3 differ in what /version answers, for rollouts
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-tests/scripts/programs.sh
+tests/scripts/programs.sh images
 exec 9>build/images.lock
 flock 9
 for file in /bin/busybox /bin/bash-static; do

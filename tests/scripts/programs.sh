@@ -1,22 +1,34 @@
 #!/usr/bin/env bash
-# Builds the Go programs that tests run into build/: the control plane, the programs of the test images, containerd 2.x
-# and the CNI plugins. Does nothing when sources and versions are those of the last build.
+# Builds the Go programs that tests run into build/. Does nothing when sources and versions are those of the last build.
+#   programs.sh images   the programs of the test images only: seconds
+#   programs.sh          all: the control plane, containerd 2.x and the CNI plugins, too
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 mkdir -p build/v2 build/cni
 exec 9>build/programs.lock
 flock 9
-want=$(find tests/go tests/go-containerd -type f -print0 | sort -z | xargs -0 sha256sum | cat - "$0" | sha256sum)
-if [ "$(cat build/programs.stamp 2>/dev/null)" = "$want" ]; then exit 0; fi
-command -v go >/dev/null || { echo "programs.sh: the go command is needed (1.26 or newer): https://go.dev/dl" >&2; exit 1; }
+command_line=$0
+# is_new STAMP PATH...: the sources below PATH, or this script, are not those of the stamp.
+is_new() {
+  local stamp=$1
+  shift
+  want=$(find "$@" -type f -print0 | sort -z | xargs -0 sha256sum | cat - "$command_line" | sha256sum)
+  [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]
+}
+need_go() {
+  command -v go >/dev/null || { echo "programs.sh: the go command is needed (1.26 or newer): https://go.dev/dl" >&2; exit 1; }
+}
+if is_new build/image-programs.stamp tests/go/go.mod tests/go/cmd/echo tests/go/cmd/pause; then
+  need_go
+  # The images hold nothing but the program, so these two may not need a C library.
+  (cd tests/go && CGO_ENABLED=0 go build -ldflags "-s -w" -o ../../build/ ./cmd/echo ./cmd/pause)
+  echo "$want" >build/image-programs.stamp
+fi
+if [ "${1:-}" = images ] || ! is_new build/all-programs.stamp tests/go tests/go-containerd; then exit 0; fi
+need_go
 echo "building the Go programs for tests (about 7 minutes on 2 cores when Go's build cache is cold)" >&2
 version="-X k8s.io/component-base/version.gitVersion=v1.37.2 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=37"
-(
-  cd tests/go
-  # The images hold nothing but the program, so these two may not need a C library.
-  CGO_ENABLED=0 go build -ldflags "-s -w" -o ../../build/ ./cmd/echo ./cmd/pause
-  go build -ldflags "-s -w $version" -o ../../build/ ./cmd/controlplane k8s.io/kubernetes/cmd/kubectl
-)
+(cd tests/go && go build -ldflags "-s -w $version" -o ../../build/controlplane ./cmd/controlplane)
 (
   cd tests/go-containerd
   containerd=github.com/containerd/containerd/v2
@@ -26,4 +38,4 @@ version="-X k8s.io/component-base/version.gitVersion=v1.37.2 -X k8s.io/component
   CGO_ENABLED=0 go build -ldflags "-s -w" -o ../../build/cni/ github.com/containernetworking/cni/cnitool \
     $plugins/ipam/host-local $plugins/main/bridge $plugins/main/loopback $plugins/meta/portmap
 )
-echo "$want" >build/programs.stamp
+echo "$want" >build/all-programs.stamp

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what building and testing need on Debian and builds the Go programs. Safe to run again.
+# Installs what building and testing need on Debian, builds the Go programs and assembles the test images. Safe to run again.
+#   setup.sh demo   leaves out what only tests need, which takes minutes to build
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # program:package (protoc: containerd-client's build script runs it)
@@ -12,11 +13,19 @@ if [ ${#missing[@]} -gt 0 ]; then
   echo "installing ${missing[*]}" >&2
   command -v apt-get >/dev/null || { echo "setup: needs ${missing[*]}; this script installs only with apt-get" >&2; exit 1; }
   export DEBIAN_FRONTEND=noninteractive
-  # A distribution's containerd must not be started by the installation: tests start their own.
   apt-get update -q >&2
+  # Installing the package must not start the machine's own containerd: demo and tests start theirs.
+  policy=/usr/sbin/policy-rc.d
+  if [ ! -e $policy ]; then
+    trap 'rm -f $policy' EXIT
+    printf '#!/bin/sh\nexit 101\n' >$policy
+    chmod +x $policy
+  fi
   apt-get install -q -y --no-install-recommends "${missing[@]}" >&2
 fi
 command -v cargo >/dev/null || { echo "setup: needs Rust: https://rustup.rs (rust-toolchain.toml pins the version)" >&2; exit 1; }
-cargo fmt --version >/dev/null && cargo clippy --version >/dev/null
-tests/scripts/programs.sh
+if [ "${1:-}" != demo ]; then
+  cargo fmt --version >/dev/null && cargo clippy --version >/dev/null
+  tests/scripts/programs.sh
+fi
 tests/scripts/images.sh
