@@ -27,6 +27,7 @@ pub mod convert;
 pub mod element;
 pub mod index;
 pub mod kernel;
+pub mod leaving;
 pub mod program;
 pub mod programmer;
 pub mod select;

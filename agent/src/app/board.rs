@@ -71,6 +71,14 @@ impl StatusSink for Board {
         self.put(pod, status);
         self.listeners.iter().for_each(|listener| listener.terminating(pod, status));
     }
+
+    fn left<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            for listener in &self.listeners {
+                listener.left(uid).await;
+            }
+        })
+    }
 }
 
 impl View for Board {

@@ -118,4 +118,8 @@ pub trait StatusSink: Send + Sync + 'static {
     fn synced(&self) {}
     /// The pod begins to stop: take its addresses out of the node's own rules before its containers hear of it.
     fn terminating(&self, pod: &Arc<Pod>, status: &Arc<PodStatus>);
+    /// Waits, but not for long, until what [`Self::terminating`] told of this pod is so.
+    fn left<'a>(&'a self, _uid: &'a PodUid) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }

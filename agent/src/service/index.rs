@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use super::convert::{self, Port, Service, Slice};
+use super::leaving::Leaving;
 use super::program::{Program, Way};
 use super::select::{Endpoint, Selected, Standing, Zones, select};
 use super::{Backend, Cidr, Front, Settings, slim};
@@ -52,6 +53,7 @@ pub struct Index {
     listing_services: Option<BTreeSet<ObjectKey>>,
     listing_slices: Option<BTreeSet<ObjectKey>>,
     synced: (bool, bool),
+    leaving: Leaving,
 }
 
 impl Index {
@@ -94,6 +96,48 @@ impl Index {
         if self.node_addresses != addresses {
             self.node_addresses = addresses;
             self.dirty.extend(self.services.keys().cloned());
+        }
+    }
+
+    /// Pods of this node at these addresses begin to stop: new connections go elsewhere from now on.
+    pub fn pod_stops(&mut self, addresses: &[IpAddr]) {
+        for address in addresses {
+            if self.leaving.stops(*address) {
+                self.touch(*address);
+            }
+        }
+    }
+
+    /// Nothing of the pod that had these addresses is left.
+    pub fn pod_is_gone(&mut self, addresses: &[IpAddr]) {
+        addresses.iter().for_each(|address| self.leaving.gone(*address));
+        self.settle();
+    }
+
+    /// A pod of this node that is not stopping has these addresses. Answers whether that changes anything.
+    pub fn pod_has(&mut self, addresses: &[IpAddr]) -> bool {
+        let mut is_news = false;
+        for address in addresses {
+            if self.leaving.taken(*address) {
+                self.touch(*address);
+                is_news = true;
+            }
+        }
+        is_news
+    }
+
+    /// Marks the Services of an endpoint of this node.
+    fn touch(&mut self, address: IpAddr) {
+        let has = |slice: &&Slice| slice.endpoints.iter().any(|e| e.local && e.address == address);
+        self.dirty.extend(self.slices.values().filter(has).map(|slice| slice.service.clone()));
+    }
+
+    fn settle(&mut self) {
+        if self.leaving.is_waiting() {
+            let slices = &self.slices;
+            let ready = |e: &Endpoint, address| e.local && e.address == address && e.standing == Standing::Ready;
+            self.leaving
+                .settle(|address| slices.values().any(|slice| slice.endpoints.iter().any(|e| ready(e, address))));
         }
     }
 
@@ -176,6 +220,7 @@ impl Index {
         self.dirty.insert(new.service.clone());
         self.slices_of.entry(new.service.clone()).or_default().insert(key.clone());
         self.slices.insert(key, new);
+        self.settle();
     }
 
     fn remove_slice(&mut self, key: &ObjectKey) {
@@ -187,6 +232,7 @@ impl Index {
             }
         }
         self.dirty.insert(slice.service);
+        self.settle();
     }
 
     /// What a Service comes to: all of its fronts with the endpoints that serve each. Of its own claims to the same
@@ -220,9 +266,17 @@ impl Index {
                 let number =
                     slice.ports.iter().find(|(name, protocol, _)| *name == port.name && *protocol == port.protocol);
                 let number = number.map(|(_, _, number)| *number);
-                number.into_iter().flat_map(|number| slice.endpoints.iter().map(move |e| (*e, number)))
+                number.into_iter().flat_map(|number| slice.endpoints.iter().map(move |e| (self.standing(*e), number)))
             })
             .collect()
+    }
+
+    /// The endpoint as this node knows it.
+    fn standing(&self, mut endpoint: Endpoint) -> Endpoint {
+        if endpoint.local && endpoint.standing == Standing::Ready && self.leaving.contains(endpoint.address) {
+            endpoint.standing = Standing::Draining;
+        }
+        endpoint
     }
 
     /// Addresses of endpoints on this node, for hairpin connections; none of what is no Service.
@@ -240,7 +294,7 @@ impl Index {
         let count = |(key, service): (&ObjectKey, &Service)| {
             let slices = self.slices_of.get(key).into_iter().flatten().filter_map(|key| self.slices.get(key));
             let ready = slices.flat_map(|slice| &slice.endpoints);
-            let ready = ready.filter(|e| e.local && e.standing == Standing::Ready).map(|e| e.address);
+            let ready = ready.filter(|e| e.local && self.standing(**e).standing == Standing::Ready).map(|e| e.address);
             (service.health_check_port, (key.clone(), ready.collect::<BTreeSet<_>>().len()))
         };
         checked.map(count).collect()

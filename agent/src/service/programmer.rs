@@ -168,6 +168,26 @@ impl ServiceHandle {
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
+    /// A pod of this node begins to stop: its endpoints leave the rules before the API server says so.
+    pub fn pod_stops(&self, addresses: &[IpAddr]) {
+        lock(&self.shared.index).pod_stops(addresses);
+        self.shared.changed();
+    }
+
+    /// Nothing of a pod that stopped is left.
+    pub fn pod_is_gone(&self, addresses: &[IpAddr]) {
+        lock(&self.shared.index).pod_is_gone(addresses);
+    }
+
+    /// A pod of this node that is not stopping has these addresses.
+    pub fn pod_has(&self, addresses: &[IpAddr]) {
+        // Every status of every pod comes by here; hardly any is of interest.
+        let is_news = lock(&self.shared.index).pod_has(addresses);
+        if is_news {
+            self.shared.changed();
+        }
+    }
+
     /// How it does.
     pub fn status(&self) -> Status {
         lock(&self.shared.status).clone()

@@ -29,6 +29,9 @@ pub(super) async fn kill(
         KillReason::SandboxGone => format!("Stopping container {name}: its pod sandbox has changed"),
     };
     shared.event(pod, Some(name), EventType::Normal, "Killing", text);
+    if matches!(reason, KillReason::PodTerminating) {
+        shared.sink.left(&context.uid).await;
+    }
     let grace = grace_seconds - pre_stop(context, id, name, grace_seconds).await;
     // A pod that is deleted with no grace at all gets none; everything else gets its moment after TERM.
     let grace = if grace_seconds > 0 { grace.max(MIN_GRACE_SECONDS.min(grace_seconds)) } else { 0 };
