@@ -6,30 +6,42 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
 use nodelet_cni::conflist::{Conflist, Outcome, ensure_conflist};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::events::Rate;
 use crate::config::{Config, Mode, Only};
 use crate::control::{self, StateDir};
 use crate::event::{Event, Recorder};
-use crate::health::{self, ProxyProgress};
+use crate::health;
 use crate::ids::NodeName;
+use crate::node::{RuntimeHealth, address};
+use crate::pod::facilities::StatusSink;
 use crate::pod::shared::now;
 use crate::service::{self, ServiceHandle};
+use crate::source::manifest_dir::{self, AloneObjects, ManifestDir};
+use crate::source::static_pods::{self, StaticSource};
+use crate::source::{SourceName, SourceUpdate};
 use crate::{alone, api, task};
 
+pub mod addresses;
+pub mod api_sink;
 pub mod board;
 pub mod facilities;
 pub mod facts;
+pub mod identity;
 pub mod joined;
+pub mod network;
+pub mod node_extras;
 pub mod pods;
 pub mod runtime_health;
 pub mod server;
+pub mod service_half;
 pub mod settings;
 
 use board::Board;
 use pods::PodHalf;
+use service_half::ServiceHalf;
 
 /// Runs the agent until SIGTERM or SIGINT. Pods, rules and mounts stay as they are when it ends.
 pub async fn run(config: Config) -> anyhow::Result<()> {
@@ -39,9 +51,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     task::cancel_on_signal(shutdown.clone())?;
     let (recorder, events) = Recorder::new();
     let addresses = facts::node_addresses(&config.node_ips);
-    let services = match config.only {
-        Only::Pods => None,
-        Only::Both | Only::Services => Some(start_services(&config, &addresses, &shutdown)?),
+    let services = match (config.only, &config.mode) {
+        // Static pods alone have no Services.
+        (Only::Pods, _) | (_, Mode::Alone { manifests: None, .. }) => None,
+        (Only::Both | Only::Services, _) => Some(service_half::start(&config, &addresses, &shutdown)?),
     };
     match &config.mode {
         Mode::Alone { manifests, service_cidrs, pod_cidrs } => {
@@ -49,15 +62,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 ensure_network(dir, pod_cidrs, &config.state_dir);
             }
             let parts = Parts { config: &config, recorder, shutdown: &shutdown, services, addresses: &addresses };
-            let board = run_alone(parts, manifests, service_cidrs).await?;
+            let board = run_alone(parts, manifests.as_deref(), service_cidrs).await?;
             tokio::spawn(record_events(events, board.clone(), None));
             tokio::spawn(control::serve(listener, board, shutdown.clone()));
             wait(&config, &shutdown).await;
         }
-        Mode::Joined { kubeconfig, .. } => {
+        Mode::Joined { kubeconfig, bootstrap } => {
             let shutdown = &shutdown;
+            let identity = identity::Identity::new(&config, kubeconfig, bootstrap.as_deref());
+            if !identity.ensure(shutdown).await? {
+                return Ok(());
+            }
             let parts = joined::Parts { config: &config, recorder, shutdown, services, addresses: &addresses };
-            let joined = joined::run(parts, kubeconfig).await?;
+            let joined = joined::run(parts, &identity).await?;
             let (events_tx, events_rx) = mpsc::channel(1000);
             let (per_second, burst) = config.kubelet.event_qps;
             let rate = Rate { per_second: per_second as f64, burst: burst as f64 };
@@ -81,23 +98,26 @@ async fn wait(config: &Config, shutdown: &CancellationToken) {
 }
 
 /// Writes a network configuration for these pod CIDRs where there is none. Leases are kept in the state directory: two
-/// agents on one machine, each with its own, give out their addresses apart from each other.
-fn ensure_network(dir: &Path, pod_cidrs: &[String], state_dir: &Path) {
+/// agents on one machine, each with its own, give out their addresses apart from each other. Answers whether pods use ours.
+fn ensure_network(dir: &Path, pod_cidrs: &[String], state_dir: &Path) -> bool {
     let cidrs: Vec<_> = pod_cidrs.iter().filter_map(|text| text.parse().ok()).collect();
     // The plugin is run by the runtime, in a working directory of its own.
     let leases = std::path::absolute(state_dir).unwrap_or_else(|_| state_dir.to_owned()).join("cni");
     let conflist = Conflist { pod_cidrs: cidrs, mtu: 0, data_dir: leases };
     match std::fs::create_dir_all(dir).map_err(anyhow::Error::from).and_then(|()| Ok(ensure_conflist(dir, &conflist)?))
     {
-        Ok(Outcome::Unchanged) => {}
+        Ok(Outcome::Unchanged) => true,
         Ok(Outcome::Foreign(path)) => {
-            tracing::info!(path = %path.display(), "pods use the network configuration that is there")
+            tracing::info!(path = %path.display(), "pods use the network configuration that is there");
+            false
         }
         Ok(outcome @ (Outcome::Written | Outcome::Updated)) => {
-            tracing::info!(dir = %dir.display(), ?outcome, "network configuration for nodelet-cni")
+            tracing::info!(dir = %dir.display(), ?outcome, "network configuration for nodelet-cni");
+            true
         }
         Err(error) => {
-            tracing::error!(dir = %dir.display(), %error, "cannot write a network configuration; pods wait until there is one")
+            tracing::error!(dir = %dir.display(), %error, "cannot write a network configuration; pods wait until there is one");
+            false
         }
     }
 }
@@ -107,31 +127,13 @@ struct Parts<'a> {
     config: &'a Config,
     recorder: Recorder,
     shutdown: &'a CancellationToken,
-    services: Option<ServiceHandle>,
+    services: Option<ServiceHalf>,
     addresses: &'a [IpAddr],
 }
 
 /// Removes what the agent put into the kernel.
 pub fn cleanup() -> anyhow::Result<()> {
     Ok(service::programmer::cleanup()?)
-}
-
-fn start_services(
-    config: &Config,
-    addresses: &[IpAddr],
-    shutdown: &CancellationToken,
-) -> anyhow::Result<ServiceHandle> {
-    let handle = service::spawn(settings::services(config, addresses))?;
-    let progress = ProxyProgress::new(config.proxy.sync_period);
-    if let Some(address) = config.proxy.healthz {
-        let routes = health::proxy_routes(progress);
-        tokio::spawn(health::serve("healthz of the service half", address, routes, shutdown.clone()));
-    }
-    if let Some(address) = config.proxy.metrics {
-        let routes = health::metrics_routes(String::new);
-        tokio::spawn(health::serve("metrics of the service half", address, routes, shutdown.clone()));
-    }
-    Ok(handle)
 }
 
 fn start_healthz(config: &Config, shutdown: &CancellationToken) {
@@ -154,64 +156,120 @@ async fn record_events(mut events: mpsc::Receiver<Event>, board: Arc<Board>, api
     }
 }
 
-/// A node without a control plane: manifests are the source of everything.
-async fn run_alone(parts: Parts<'_>, manifests: &Path, service_cidrs: &[String]) -> anyhow::Result<Arc<Board>> {
-    use crate::source::SourceName;
-    use crate::source::manifest_dir::{self, AloneObjects, ManifestDir};
-    let Parts { config, recorder, shutdown, services, addresses } = parts;
+/// A node without a control plane: files are the source of everything.
+async fn run_alone(parts: Parts<'_>, manifests: Option<&Path>, service_cidrs: &[String]) -> anyhow::Result<Arc<Board>> {
+    let Parts { config, recorder, shutdown, .. } = &parts;
     let (objects_tx, changed_objects) = mpsc::unbounded_channel();
     let objects = Arc::new(AloneObjects::new(objects_tx));
-    let (pod_updates, pod_updates_rx) = alone::PodUpdates::new();
-    let (manifests_tx, mut manifest_pods) = mpsc::channel(256);
-    let (services_tx, services_rx) = mpsc::unbounded_channel();
-    let node_name = NodeName::new(&config.node_name);
-    let source = ManifestDir::open(
-        manifest_dir::Settings {
-            dir: manifests.to_owned(),
-            last_good: config.state_dir.join("manifests"),
-            node_name: node_name.clone(),
-        },
-        manifest_dir::Outputs {
-            pods: manifests_tx,
-            objects: objects.clone(),
-            services: services_tx,
-            recorder: recorder.clone(),
-        },
-    )?;
-    let joiner = alone::Alone::new(
-        alone::Settings {
-            service_cidrs: service_cidrs.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
-            state_file: config.state_dir.join("alone.json"),
-            node_name,
-        },
-        alone::Outputs {
-            services: sink_or_nothing(services.as_ref().map(ServiceHandle::service_sink)),
-            slices: sink_or_nothing(services.as_ref().map(ServiceHandle::slice_sink)),
-            objects: objects.clone(),
-            recorder: recorder.clone(),
-        },
-    );
-    let view = joiner.view();
-    let shown = move || {
-        let snapshot = view.get();
-        let json = |value: Result<serde_json::Value, serde_json::Error>| value.ok();
-        let services = snapshot.services.iter().filter_map(|s| json(serde_json::to_value(s))).collect();
-        (services, snapshot.slices.iter().filter_map(|s| json(serde_json::to_value(s))).collect())
+    let files = match manifests {
+        Some(dir) => Some(Manifests::open(&parts, dir, service_cidrs, &objects)?),
+        None => None,
     };
-    let log_dir = config.kubelet.pod_logs_dir.clone();
-    let board = Arc::new(Board::new(vec![Arc::new(pod_updates)], Box::new(shown), log_dir));
-    let half = PodHalf::new(config, recorder, objects, board.clone(), addresses).await?;
-    let sources = half.start([SourceName::Manifests].into(), changed_objects, shutdown);
-    tokio::spawn(async move {
-        while let Some(update) = manifest_pods.recv().await {
-            if sources.send(update).is_err() {
-                return;
-            }
-        }
-    });
-    tokio::spawn(joiner.run(services_rx, pod_updates_rx, shutdown.clone()));
-    tokio::spawn(source.run(shutdown.clone()));
+    let (listeners, shown) = match &files {
+        Some(files) => (vec![files.listener.clone()], files.shown()),
+        None => (Vec::new(), Box::new(|| (Vec::new(), Vec::new())) as board::ServiceView),
+    };
+    let board = Arc::new(Board::new(listeners, shown, config.kubelet.pod_logs_dir.clone()));
+    let health = watch::Sender::new(RuntimeHealth::unknown());
+    let half = PodHalf::new(config, recorder.clone(), objects, board.clone(), parts.addresses, health).await?;
+    let listeners = addresses::Listeners {
+        pods: Some(half.host_addresses()),
+        services: parts.services.as_ref().map(|half| half.handle.clone()),
+    };
+    let (known, configured, stop) = (parts.addresses.to_vec(), config.node_ips.clone(), (*shutdown).clone());
+    let (_, no_node) = watch::channel(None);
+    tokio::spawn(addresses::follow(configured, known, address::changes(), no_node, listeners, stop));
+    let static_path = config.kubelet.static_pod_path.clone();
+    let awaited = files.iter().map(|_| SourceName::Manifests).chain(static_path.iter().map(|_| SourceName::Static));
+    let updates = half.start(awaited.collect(), changed_objects, shutdown);
+    if let Some(path) = static_path {
+        let node = NodeName::new(&config.node_name);
+        let (pods, _) = watch::channel(static_pods::StaticPods::new());
+        let events = recorder.clone();
+        tokio::spawn(static_pods::run(StaticSource { path, node, updates: updates.clone(), pods, events }));
+    }
+    if let Some(files) = files {
+        files.start(updates, shutdown);
+    }
     Ok(board)
+}
+
+/// The manifest directory with what makes Services of it, opened and not yet running.
+struct Manifests {
+    source: ManifestDir,
+    joiner: alone::Alone,
+    pods: mpsc::Receiver<SourceUpdate>,
+    services: mpsc::UnboundedReceiver<manifest_dir::ServiceUpdate>,
+    pod_updates: mpsc::UnboundedReceiver<alone::PodUpdate>,
+    listener: Arc<dyn StatusSink>,
+}
+
+impl Manifests {
+    fn open(
+        parts: &Parts<'_>,
+        dir: &Path,
+        service_cidrs: &[String],
+        objects: &Arc<AloneObjects>,
+    ) -> anyhow::Result<Self> {
+        let Parts { config, recorder, services, .. } = parts;
+        let (pod_updates, pod_updates_rx) = alone::PodUpdates::new();
+        let (manifests_tx, pods) = mpsc::channel(256);
+        let (services_tx, services_rx) = mpsc::unbounded_channel();
+        let node_name = NodeName::new(&config.node_name);
+        let source = ManifestDir::open(
+            manifest_dir::Settings {
+                dir: dir.to_owned(),
+                last_good: config.state_dir.join("manifests"),
+                node_name: node_name.clone(),
+            },
+            manifest_dir::Outputs {
+                pods: manifests_tx,
+                objects: objects.clone(),
+                services: services_tx,
+                recorder: recorder.clone(),
+            },
+        )?;
+        let handle = services.as_ref().map(|half| &half.handle);
+        let joiner = alone::Alone::new(
+            alone::Settings {
+                service_cidrs: service_cidrs.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
+                state_file: config.state_dir.join("alone.json"),
+                node_name,
+            },
+            alone::Outputs {
+                services: sink_or_nothing(handle.map(ServiceHandle::service_sink)),
+                slices: sink_or_nothing(handle.map(ServiceHandle::slice_sink)),
+                objects: objects.clone(),
+                recorder: recorder.clone(),
+            },
+        );
+        let listener = Arc::new(pod_updates);
+        Ok(Self { source, joiner, pods, services: services_rx, pod_updates: pod_updates_rx, listener })
+    }
+
+    /// Services and EndpointSlices for views.
+    fn shown(&self) -> board::ServiceView {
+        let view = self.joiner.view();
+        Box::new(move || {
+            let snapshot = view.get();
+            let json = |value: Result<serde_json::Value, serde_json::Error>| value.ok();
+            let services = snapshot.services.iter().filter_map(|s| json(serde_json::to_value(s))).collect();
+            (services, snapshot.slices.iter().filter_map(|s| json(serde_json::to_value(s))).collect())
+        })
+    }
+
+    fn start(self, updates: mpsc::UnboundedSender<SourceUpdate>, shutdown: &CancellationToken) {
+        let Self { source, joiner, mut pods, services, pod_updates, .. } = self;
+        tokio::spawn(async move {
+            while let Some(update) = pods.recv().await {
+                if updates.send(update).is_err() {
+                    return;
+                }
+            }
+        });
+        tokio::spawn(joiner.run(services, pod_updates, shutdown.clone()));
+        tokio::spawn(source.run(shutdown.clone()));
+    }
 }
 
 /// The service half's sink, or one that takes nothing in (`--only pods`).

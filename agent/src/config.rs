@@ -47,8 +47,8 @@ pub enum Only {
 pub enum Mode {
     /// A directory of manifests, without a control plane.
     Alone {
-        /// The directory.
-        manifests: PathBuf,
+        /// The directory; without it the static pods are all there is.
+        manifests: Option<PathBuf>,
         /// Range of ClusterIPs.
         service_cidrs: Vec<String>,
         /// Ranges of pod addresses for the project's own CNI plugin.
@@ -164,7 +164,7 @@ pub fn load(flags: &Flags) -> Result<(Config, Vec<Problem>), Vec<Problem>> {
     let node_name = node_name(flags, &proxy, &mut findings);
     let state_dir = flags.state_dir.clone().unwrap_or_else(|| "/var/lib/nodelet".into());
     let config = Config {
-        mode: mode(flags, &proxy, &mut findings),
+        mode: mode(flags, &kubelet, &proxy, &mut findings),
         only: flags.only.unwrap_or(Only::Both),
         node_name,
         node_ips: addresses(flags, &mut findings),
@@ -226,23 +226,24 @@ fn cloud_controller(flags: &Flags, kubelet: &mut Kubelet, findings: &mut Finding
     }
 }
 
-fn mode(flags: &Flags, proxy: &Proxy, findings: &mut Findings) -> Mode {
+fn mode(flags: &Flags, kubelet: &Kubelet, proxy: &Proxy, findings: &mut Findings) -> Mode {
     let kubeconfig = flags.kubeconfig.clone().or_else(|| match flags.only {
         Some(Only::Services) => proxy.kubeconfig.clone(),
         _ => None,
     });
+    let has_static_pods = kubelet.static_pod_path.is_some() && flags.only != Some(Only::Services);
     match (&flags.manifests, kubeconfig) {
-        (Some(manifests), None) => Mode::Alone {
+        (manifests, None) if manifests.is_some() || has_static_pods => Mode::Alone {
             manifests: manifests.clone(),
             service_cidrs: cidrs("--service-cidr", flags.service_cidr.as_deref(), "10.96.0.0/16", findings),
             pod_cidrs: cidrs("--pod-cidr", flags.pod_cidr.as_deref(), "10.244.0.0/24", findings),
         },
         (None, Some(kubeconfig)) => Mode::Joined { kubeconfig, bootstrap: flags.bootstrap_kubeconfig.clone() },
-        (None, None) => {
+        (_, None) => {
             findings.errors.push(flag(
                 "--kubeconfig",
                 "",
-                "--kubeconfig FILE to join a cluster, or --manifests DIR to run alone",
+                "--kubeconfig FILE to join a cluster, or --manifests DIR or a staticPodPath to run alone",
             ));
             Mode::Joined { kubeconfig: PathBuf::new(), bootstrap: None }
         }

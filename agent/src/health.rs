@@ -17,7 +17,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -35,7 +34,7 @@ const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 /// How long to wait before an address that is in use is tried again; kubelet and kube-proxy wait as long.
 const BIND_RETRY: Duration = Duration::from_secs(5);
 
-/// What the Service half tells about itself. Cheap to clone; the Service loop writes, the server reads.
+/// What the Service half tells about itself. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ProxyProgress {
     state: Arc<Mutex<Progress>>,
@@ -63,14 +62,9 @@ impl ProxyProgress {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// A change of Services or endpoints is there and not yet in the kernel.
-    pub fn queued(&self, now: Timestamp) {
-        self.change(|state| state.pending_since = state.pending_since.or(Some(now)));
-    }
-
-    /// Everything that was queued is in the kernel.
-    pub fn updated(&self, now: Timestamp) {
-        self.change(|state| (state.last_updated, state.pending_since) = (Some(now), None));
+    /// When rules were last committed, and since when a change waits to be.
+    pub fn observed(&self, last_updated: Option<Timestamp>, pending_since: Option<Timestamp>) {
+        self.change(|state| (state.last_updated, state.pending_since) = (last_updated, pending_since));
     }
 
     /// The Node object as the API server has it; `None` when it is deleted.
@@ -122,15 +116,17 @@ pub fn kubelet_routes() -> Router {
     Router::new().route("/healthz", get(ok))
 }
 
-/// Routes of 10256.
-pub fn proxy_routes(progress: ProxyProgress) -> Router {
-    async fn healthz(State(progress): State<ProxyProgress>) -> Response {
-        json_answer(progress.report(Probe::Ready, Timestamp::now()))
-    }
-    async fn livez(State(progress): State<ProxyProgress>) -> Response {
-        json_answer(progress.report(Probe::Live, Timestamp::now()))
-    }
-    Router::new().route("/healthz", get(healthz)).route("/livez", get(livez)).with_state(progress)
+/// Routes of 10256. `look` brings the progress up to date before each answer.
+pub fn proxy_routes(progress: ProxyProgress, look: impl Fn(&ProxyProgress) + Send + Sync + 'static) -> Router {
+    let look = Arc::new(look);
+    let answer = move |probe| {
+        let (progress, look) = (progress.clone(), look.clone());
+        move || async move {
+            look(&progress);
+            json_answer(progress.report(probe, Timestamp::now()))
+        }
+    };
+    Router::new().route("/healthz", get(answer(Probe::Ready))).route("/livez", get(answer(Probe::Live)))
 }
 
 /// Routes of 10249. `more` is appended to the process metrics, in Prometheus' text format.

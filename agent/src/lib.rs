@@ -23,6 +23,9 @@
 //! | operation (`pod::execute`), many a worker | one `Op` | an outcome to its worker; it is never cancelled, except a pull |
 //! | probe (`probe::worker`), one a probe | its timer, pod address, startup gate | a result, and the pod's UID when it changed |
 //! | recorder (`app::record_events`) | `Event` of everybody | log line, ring of the newest for `describe` |
+//! | static pods (`source::static_pods`), with a `staticPodPath` | inotify, files | pods |
+//! | addresses (`app::addresses`) | rtnetlink, the own Node | host addresses of pods, addresses of NodePorts |
+//! | network check (`app::network`), once | the runtime's sandboxes, CNI's cache | CHECK and GC of the CNI chain |
 //! | control ([`control::serve`]) | connections on the Unix socket; a task each | answers from the board and from log files |
 //! | health ([`health::serve`]), up to three | HTTP | what [`health`] lists |
 //!
@@ -48,6 +51,11 @@
 //! | heartbeat and lease ([`node`]), apart | facts, runtime health, own Node, timers | POST and PATCH of the Node; the lease |
 //! | kubelet API ([`server::serve`]), a task a connection and one a stream | TLS on 10250 | answers from the board, the runtime, log files |
 //! | network configuration (`app::joined`) | pod CIDRs of the own Node | the conflist, where there is none |
+//! | routes ([`node::routes`]), with our conflist only | all Nodes | routes to other nodes' pod CIDRs |
+//! | images (`app::node_extras`) | a timer | images for the node status |
+//! | mirrors (`source::static_pods::mirror`) | static pods, mirrors, the own Node | mirror pods at the API server |
+//! | rotation ([`api::bootstrap`]) | the certificate's life | the next certificate; new connections |
+//! | eligibility (`app::service_half`) | the own Node | what 10256 tells load balancers |
 //!
 //! # Threads
 //! | thread | why it is one |

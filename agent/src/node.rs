@@ -24,6 +24,7 @@ pub mod heartbeat;
 pub mod lease;
 pub mod patch;
 pub mod register;
+pub mod routes;
 pub mod settings;
 pub mod status;
 
@@ -122,8 +123,8 @@ pub struct NodeExtras {
     pub storage_ready: Option<String>,
     /// `attach-detach` volumes in use; `None` until they have been reconstructed after a start.
     pub volumes_in_use: Option<Vec<String>>,
-    /// Images on the node.
-    pub images: Arc<[NodeImage]>,
+    /// Images on the node; `None` until the runtime has listed them.
+    pub images: Option<Arc<[NodeImage]>>,
     /// Capacity and allocatable amounts of device plugin resources.
     pub devices: BTreeMap<String, (Quantity, Quantity)>,
 }

@@ -132,7 +132,8 @@ fn run_node(client: ApiClient) -> anyhow::Result<RunningNode> {
     let (extras_tx, extras) = watch::channel(NodeExtras::default());
     let (shutdown_tx, shutdown) = watch::channel(false);
     let (events, events_rx) = Recorder::new();
-    let inputs = NodeInputs { runtime, extras, shutdown, events };
+    let addresses = nodelet::node::address::changes();
+    let inputs = NodeInputs { runtime, extras, shutdown, addresses, events };
     let handle = heartbeat::spawn(client, Arc::new(settings()?), inputs);
     Ok(RunningNode { handle, runtime: runtime_tx, _extras: extras_tx, _shutdown: shutdown_tx, _events: events_rx })
 }

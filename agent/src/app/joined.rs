@@ -1,35 +1,39 @@
 //! A node of a control plane: pods, Services and the node's own objects come from the API server and go back to it.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
-use k8s_openapi::api::core::v1::{Node, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
 use kube::runtime::watcher;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::addresses;
+use super::api_sink::ApiSink;
 use super::board::Board;
-use super::pods::PodHalf;
+use super::identity::{Identity, VERSION};
+use super::node_extras;
+use super::pods::{HostAddresses, PodHalf};
+use super::service_half::{self, ServiceHalf};
 use crate::api::client::ApiClient;
 use crate::api::objects::JoinedObjects;
 use crate::api::service_envs::{ServiceEnvSink, ServiceEnvs};
-use crate::api::status_writer::{PodRef, StatusWriter};
+use crate::api::status_writer::StatusWriter;
 use crate::api::watch::{WatchHandle, spawn_watch};
 use crate::config::{Config, KUBELET_VERSION, Only};
 use crate::event::Recorder;
-use crate::ids::{NodeName, ObjectKey, PodUid};
+use crate::ids::{NodeName, ObjectKey};
 use crate::node::heartbeat::{self, NodeHandle, NodeInputs};
 use crate::node::settings::NodeSettings;
-use crate::node::{NodeExtras, RuntimeHealth};
+use crate::node::{NodeExtras, RuntimeHealth, address, routes};
 use crate::objects::{ServiceEnv, ServiceEnvPort};
-use crate::pod::facilities::StatusSink;
-use crate::pod::spec;
 use crate::service::{ServiceHandle, slim};
-use crate::source::{SourceName, api as pod_source};
+use crate::source::static_pods::mirror::{self, MirrorInputs};
+use crate::source::static_pods::{self, StaticPods, StaticSource};
+use crate::source::{SourceName, SourceUpdate, api as pod_source};
 use crate::watch::{WatchEvent, WatchSink};
 
 /// Services that a service proxy of another name serves, and headless ones, are not ours (kube-proxy's selector).
@@ -45,7 +49,7 @@ pub struct Parts<'a> {
     /// Ends everything.
     pub shutdown: &'a CancellationToken,
     /// The service half, where it runs.
-    pub services: Option<ServiceHandle>,
+    pub services: Option<ServiceHalf>,
     /// The node's addresses.
     pub addresses: &'a [IpAddr],
 }
@@ -58,48 +62,130 @@ pub struct Joined {
     pub client: kube::Client,
     _watches: Vec<WatchHandle>,
     _node: Option<NodeHandle>,
-    _held: watch::Sender<NodeExtras>,
+    _extras: Arc<watch::Sender<NodeExtras>>,
     _stopping: watch::Sender<bool>,
 }
 
 /// Connects, registers and starts both halves.
-pub async fn run(parts: Parts<'_>, kubeconfig: &Path) -> anyhow::Result<Joined> {
-    let Parts { config, recorder, shutdown, services, addresses } = parts;
-    let client = ApiClient::from_file(kubeconfig, env!("CARGO_PKG_VERSION"))?;
+pub async fn run(parts: Parts<'_>, identity: &Identity) -> anyhow::Result<Joined> {
+    let config = parts.config;
+    let client = ApiClient::from_file(identity.kubeconfig(), VERSION)?;
+    identity.keep(&client);
     let service_client = match &config.proxy.kubeconfig {
-        Some(path) if path != kubeconfig => ApiClient::from_file(path, env!("CARGO_PKG_VERSION"))?,
+        Some(path) if path != identity.kubeconfig() => ApiClient::from_file(path, VERSION)?,
         _ => client.clone(),
     };
     let envs = Arc::new(ServiceEnvs::default());
-    let mut watches = watch_services(&service_client, services.as_ref(), &envs);
-    let (extras_tx, extras) = watch::channel(NodeExtras::default());
+    let handle = parts.services.as_ref().map(|half| &half.handle);
+    let mut watches = watch_services(&service_client, handle, &envs);
+    let extras = Arc::new(watch::Sender::new(NodeExtras::default()));
     let (stopping_tx, stopping) = watch::channel(false);
-    let writer = StatusWriter::new(client.kube());
-    let sink = Arc::new(ApiSink { writer: writer.clone() });
-    let log_dir = config.kubelet.pod_logs_dir.clone();
-    let board = Arc::new(Board::new(vec![sink], no_services(), log_dir));
-    if config.only == Only::Services {
-        let client = client.kube();
-        return Ok(Joined { board, client, _watches: watches, _node: None, _held: extras_tx, _stopping: stopping_tx });
+    let kube = client.kube();
+    let (board, node) = match config.only {
+        Only::Services => {
+            if let Some(half) = &parts.services {
+                let (own, node) = heartbeat::watch_own(&service_client, &NodeName::new(&config.node_name));
+                watches.push(own);
+                follow_addresses(&parts, node.clone(), address::changes(), None);
+                tokio::spawn(service_half::follow_node(half.clone(), node));
+            }
+            (Arc::new(Board::new(Vec::new(), no_services(), config.kubelet.pod_logs_dir.clone())), None)
+        }
+        Only::Both | Only::Pods => {
+            let started = start_pods(&parts, (client, service_client), envs, &extras, stopping).await?;
+            watches.push(started.watch);
+            (started.board, Some(started.node))
+        }
+    };
+    Ok(Joined { board, client: kube, _watches: watches, _node: node, _extras: extras, _stopping: stopping_tx })
+}
+
+/// The running pod half of a joined node.
+struct StartedPods {
+    board: Arc<Board>,
+    node: NodeHandle,
+    watch: WatchHandle,
+}
+
+async fn start_pods(
+    parts: &Parts<'_>,
+    (client, service_client): (ApiClient, ApiClient),
+    envs: Arc<ServiceEnvs>,
+    extras: &Arc<watch::Sender<NodeExtras>>,
+    stopping: watch::Receiver<bool>,
+) -> anyhow::Result<StartedPods> {
+    let Parts { config, recorder, shutdown, services, addresses } = parts;
+    let name = NodeName::new(&config.node_name);
+    // The node is told of before the runtime answers: a runtime that is late makes it NotReady, with the reason.
+    let health = watch::Sender::new(RuntimeHealth::unknown());
+    let machine = address::changes();
+    let inputs = NodeInputs {
+        runtime: health.subscribe(),
+        extras: extras.subscribe(),
+        shutdown: stopping,
+        addresses: machine.clone(),
+        events: recorder.clone(),
+    };
+    let settings = Arc::new(NodeSettings::new(config, KUBELET_VERSION));
+    let node = heartbeat::spawn(client.clone(), settings, inputs);
+    if let Some(half) = services {
+        tokio::spawn(service_half::follow_node(half.clone(), node.node()));
     }
+    if let Some(dir) = config.cni_conf_dir.clone() {
+        let dirs = (dir, config.state_dir.clone());
+        tokio::spawn(keep_network(node.node(), dirs, service_client, name.clone(), (*shutdown).clone()));
+    }
+    let writer = StatusWriter::new(client.kube());
+    let (notes_tx, notes) = mpsc::unbounded_channel();
+    let (static_tx, static_rx) = watch::channel(StaticPods::new());
+    // Without a staticPodPath, too: mirrors that are left from when there was one have to go.
+    let mirrors = mirror::spawn(MirrorInputs {
+        client: client.kube(),
+        writer: writer.clone(),
+        pods: static_rx,
+        notes,
+        node: node.node(),
+    });
+    let handle = services.as_ref().map(|half| half.handle.clone());
+    let sink = Arc::new(ApiSink::new(writer.clone(), mirrors, handle));
+    let board = Arc::new(Board::new(vec![sink], no_services(), config.kubelet.pod_logs_dir.clone()));
     let (objects_tx, changed) = mpsc::unbounded_channel();
     let objects = Arc::new(JoinedObjects::new(client.kube(), objects_tx, envs));
-    let half = PodHalf::new(config, recorder.clone(), objects, board.clone(), addresses).await?;
+    let half = PodHalf::new(config, recorder.clone(), objects, board.clone(), addresses, health).await?;
     super::server::start(config, client.kube(), half.runtime(), board.clone(), addresses, shutdown)?;
-    let runtime: watch::Receiver<RuntimeHealth> = half.health();
-    let settings = Arc::new(NodeSettings::new(config, KUBELET_VERSION));
-    let inputs = NodeInputs { runtime, extras, shutdown: stopping, events: recorder };
-    let node = heartbeat::spawn(client.clone(), settings, inputs);
-    if let Some(dir) = config.cni_conf_dir.clone() {
-        tokio::spawn(keep_conflist(node.node(), dir, config.state_dir.clone(), shutdown.clone()));
-    }
-    let updates = half.start([SourceName::Api].into(), changed, shutdown);
-    let (mirrors, _mirror_notes) = mpsc::unbounded_channel();
+    follow_addresses(parts, node.node(), machine, Some(half.host_addresses()));
+    let period = config.kubelet.status_report;
+    tokio::spawn(node_extras::run(half.runtime(), extras.clone(), period, (*shutdown).clone()));
+    let awaited = config.kubelet.static_pod_path.iter().map(|_| SourceName::Static).chain([SourceName::Api]);
+    let updates = half.start(awaited.collect(), changed, shutdown);
+    start_static(parts, updates.clone(), static_tx);
     let observer = Box::new(move |pod: &Pod| writer.observed(pod));
-    let outlets = pod_source::Outlets { updates, mirrors, observer };
-    watches.push(pod_source::spawn(client.kube(), &NodeName::new(&config.node_name), outlets));
-    let client = client.kube();
-    Ok(Joined { board, client, _watches: watches, _node: Some(node), _held: extras_tx, _stopping: stopping_tx })
+    let outlets = pod_source::Outlets { updates, mirrors: notes_tx, observer };
+    let watch = pod_source::spawn(client.kube(), &name, outlets);
+    Ok(StartedPods { board, node, watch })
+}
+
+/// Follows `staticPodPath`. Without one, `pods` stays empty and open: the mirror task ends with its inputs.
+fn start_static(parts: &Parts<'_>, updates: mpsc::UnboundedSender<SourceUpdate>, pods: watch::Sender<StaticPods>) {
+    match parts.config.kubelet.static_pod_path.clone() {
+        Some(path) => {
+            let (node, events) = (NodeName::new(&parts.config.node_name), parts.recorder.clone());
+            tokio::spawn(static_pods::run(StaticSource { path, node, updates, pods, events }));
+        }
+        None => drop(tokio::spawn(async move { pods.closed().await })),
+    }
+}
+
+/// Keeps pods and NodePorts on the addresses that the Node shows.
+fn follow_addresses(
+    parts: &Parts<'_>,
+    node: watch::Receiver<Option<Arc<Node>>>,
+    machine: watch::Receiver<u64>,
+    pods: Option<HostAddresses>,
+) {
+    let listeners = addresses::Listeners { pods, services: parts.services.as_ref().map(|half| half.handle.clone()) };
+    let (configured, known) = (parts.config.node_ips.clone(), parts.addresses.to_vec());
+    tokio::spawn(addresses::follow(configured, known, machine, node, listeners, parts.shutdown.clone()));
 }
 
 fn no_services() -> super::board::ServiceView {
@@ -151,50 +237,29 @@ fn service_env(service: &slim::Service) -> (ObjectKey, Option<ServiceEnv>) {
     (key, env)
 }
 
-/// Writes a network configuration for the node's pod CIDRs where there is none, and keeps it current.
-async fn keep_conflist(
+/// Writes a network configuration for the node's pod CIDRs where there is none, and keeps it current. Where pods use it,
+/// they also get routes to the pods of other nodes.
+async fn keep_network(
     mut node: watch::Receiver<Option<Arc<Node>>>,
-    dir: PathBuf,
-    state_dir: PathBuf,
+    (dir, state_dir): (PathBuf, PathBuf),
+    client: ApiClient,
+    name: NodeName,
     shutdown: CancellationToken,
 ) {
     let mut written: Option<Vec<String>> = None;
+    let mut peers = Some((client, name));
     loop {
         let cidrs = node.borrow_and_update().as_ref().and_then(|node| node.spec.as_ref()?.pod_cidrs.clone());
         if let Some(cidrs) = cidrs.filter(|cidrs| !cidrs.is_empty() && written.as_ref() != Some(cidrs)) {
-            super::ensure_network(&dir, &cidrs, &state_dir);
+            let is_ours = super::ensure_network(&dir, &cidrs, &state_dir);
             written = Some(cidrs);
+            if let Some((client, name)) = peers.take_if(|_| is_ours) {
+                tokio::spawn(routes::run(client, name, shutdown.clone()));
+            }
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
             changed = node.changed() => if changed.is_err() { return },
         }
     }
-}
-
-/// Sends statuses to the API server.
-struct ApiSink {
-    writer: StatusWriter,
-}
-
-fn pod_ref(pod: &Pod) -> PodRef {
-    PodRef { key: spec::key(pod), uid: spec::uid(pod) }
-}
-
-impl StatusSink for ApiSink {
-    fn publish(&self, pod: &Arc<Pod>, status: &Arc<PodStatus>) {
-        self.writer.publish(pod_ref(pod), status.as_ref().clone());
-    }
-
-    fn finish<'a>(&'a self, pod: &'a Arc<Pod>, status: &'a Arc<PodStatus>) -> BoxFuture<'a, Result<(), String>> {
-        self.writer.publish(pod_ref(pod), status.as_ref().clone());
-        self.writer.delete(pod_ref(pod));
-        Box::pin(async { Ok(()) })
-    }
-
-    fn forget(&self, uid: &PodUid) {
-        self.writer.forget(uid);
-    }
-
-    fn terminating(&self, _pod: &Arc<Pod>, _status: &Arc<PodStatus>) {}
 }

@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::facilities::{self, NodeFacilities};
+use super::network::Network;
 use super::{facts, runtime_health, settings};
 use crate::cgroup::{self, Cgroups};
 use crate::config::Config;
@@ -34,16 +35,34 @@ pub struct PodHalf {
     probes: mpsc::UnboundedReceiver<PodUid>,
     announced: mpsc::UnboundedReceiver<PodUid>,
     health: watch::Sender<RuntimeHealth>,
+    network: Network,
+    node_changed: (mpsc::Sender<()>, mpsc::Receiver<()>),
+}
+
+/// The addresses that pods show as those of their host.
+pub struct HostAddresses {
+    shared: Arc<Shared>,
+    changed: mpsc::Sender<()>,
+}
+
+impl HostAddresses {
+    /// Other ones; every pod computes its status again.
+    pub fn set(&self, addresses: &[IpAddr]) {
+        self.shared.host_ips.store(Arc::new(addresses.iter().map(ToString::to_string).collect()));
+        // One wake that waits is as good as two.
+        let _ = self.changed.try_send(());
+    }
 }
 
 impl PodHalf {
-    /// Waits for the runtime and prepares directories and cgroups.
+    /// Waits for the runtime and prepares directories and cgroups. `health` is told how the runtime does.
     pub async fn new(
         config: &Config,
         recorder: Recorder,
         objects: Arc<dyn Objects>,
         sink: Arc<dyn StatusSink>,
         addresses: &[IpAddr],
+        health: watch::Sender<RuntimeHealth>,
     ) -> anyhow::Result<Self> {
         let kubelet = &config.kubelet;
         let images = kubelet.image_endpoint.clone().unwrap_or_else(|| kubelet.runtime_endpoint.clone());
@@ -84,17 +103,24 @@ impl PodHalf {
             announced: announced_tx,
             start_slots: Arc::new(Semaphore::new(2 * machine.cpus as usize)),
         });
-        Ok(Self { shared, probes, announced, health: watch::Sender::new(RuntimeHealth::unknown()) })
+        Ok(Self {
+            network: Network::new(shared.runtime.clone(), config.cni_conf_dir.as_deref()),
+            shared,
+            probes,
+            announced,
+            health,
+            node_changed: mpsc::channel(1),
+        })
     }
 
-    /// The runtime's client.
+    /// Where other addresses of the node are told.
+    pub fn host_addresses(&self) -> HostAddresses {
+        HostAddresses { shared: self.shared.clone(), changed: self.node_changed.0.clone() }
+    }
+
+    /// The runtime.
     pub fn runtime(&self) -> Runtime {
         self.shared.runtime.clone()
-    }
-
-    /// How the runtime does.
-    pub fn health(&self) -> watch::Receiver<RuntimeHealth> {
-        self.health.subscribe()
     }
 
     /// Starts events and the manager; answers where sources send their pods.
@@ -107,11 +133,12 @@ impl PodHalf {
         let (sources_tx, sources) = mpsc::unbounded_channel();
         let (raw_tx, raw) = mpsc::channel(256);
         let (runtime_tx, runtime) = mpsc::channel(256);
-        let (_node_tx, node) = mpsc::channel(1);
         let client = self.shared.runtime.clone();
         tokio::spawn(events::run(client.clone(), raw_tx, shutdown.clone()));
-        tokio::spawn(runtime_health::run(client, raw, runtime_tx, self.health, shutdown.clone()));
-        let (probes, announced) = (self.probes, self.announced);
+        tokio::spawn(self.network.clone().tidy(self.shared.recorder.clone(), shutdown.clone()));
+        let health = runtime_health::run(client, self.network, raw, runtime_tx, self.health, shutdown.clone());
+        tokio::spawn(health);
+        let (probes, announced, node) = (self.probes, self.announced, self.node_changed.1);
         let inputs = Inputs { sources, runtime, probes, objects, announced, node };
         let manager = Manager::new(self.shared, awaited);
         tokio::spawn(manager.run(inputs, shutdown.clone()));

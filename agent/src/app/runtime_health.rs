@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::network::Network;
 use crate::cri::{Runtime, RuntimeEvent};
 use crate::node::RuntimeHealth;
 
@@ -17,6 +18,7 @@ const UNREADY_CHECK: Duration = Duration::from_secs(2);
 /// Passes runtime events on to `out` and keeps `health` current.
 pub async fn run(
     runtime: Runtime,
+    network: Network,
     mut events: mpsc::Receiver<RuntimeEvent>,
     out: mpsc::Sender<RuntimeEvent>,
     health: watch::Sender<RuntimeHealth>,
@@ -41,7 +43,7 @@ pub async fn run(
                 }
             }
             () = tokio::time::sleep(wait) => {
-                let now = look(&runtime).await;
+                let now = look(&runtime, &network).await;
                 let ready = now.runtime_ready.is_ok() && now.network_ready.is_ok();
                 health.send_if_modified(|before| {
                     let changed = *before != now;
@@ -54,9 +56,16 @@ pub async fn run(
     }
 }
 
-async fn look(runtime: &Runtime) -> RuntimeHealth {
-    match tokio::try_join!(runtime.version(), runtime.status()) {
+async fn look(runtime: &Runtime, network: &Network) -> RuntimeHealth {
+    let mut health = match tokio::try_join!(runtime.version(), runtime.status()) {
         Ok((version, status)) => RuntimeHealth::from_cri(&version, &status),
-        Err(error) => RuntimeHealth::down(error.to_string()),
+        Err(error) => return RuntimeHealth::down(error.to_string()),
+    };
+    if let Err(text) = &mut health.network_ready
+        && let Some(trouble) = network.trouble().await
+    {
+        // The runtime's own words are often no more than "not initialized".
+        *text = format!("{text}: {trouble}");
     }
+    health
 }

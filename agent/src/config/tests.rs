@@ -223,7 +223,7 @@ fn drop_ins_merge_maps_and_replace_lists_in_the_order_of_their_names() {
 #[test]
 fn a_node_needs_a_control_plane_or_a_directory_but_not_both() {
     let neither = load(&Flags { hostname_override: Some("n".into()), ..Flags::default() }).unwrap_err();
-    assert!(neither[0].to_string().contains("--manifests DIR to run alone"), "{}", neither[0]);
+    assert!(neither[0].to_string().contains("--manifests DIR or a staticPodPath to run alone"), "{}", neither[0]);
     let both = Flags {
         kubeconfig: Some("/k".into()),
         manifests: Some("/m".into()),

@@ -150,6 +150,18 @@ impl Runtime {
         .await
     }
 
+    /// What the runtime says about itself to people who debug it, as texts by name. containerd's `config` is JSON.
+    pub async fn status_info(&self) -> Result<HashMap<String, String>, CriError> {
+        let mut client = self.runtime.clone();
+        let answer = self.call("Status", async move { client.status(cri::StatusRequest { verbose: true }).await });
+        Ok(answer.await?.info)
+    }
+
+    /// All sandboxes, of whatever state.
+    pub async fn sandbox_ids(&self) -> Result<std::collections::BTreeSet<String>, CriError> {
+        Ok(self.list_sandboxes(HashMap::new()).await?.into_iter().map(|sandbox| sandbox.id).collect())
+    }
+
     /// The runtime's own configuration (cgroup driver). `Unimplemented` before containerd 2.0.
     pub async fn runtime_config(&self) -> Result<cri::RuntimeConfigResponse, CriError> {
         let mut client = self.runtime.clone();

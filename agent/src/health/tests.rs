@@ -15,11 +15,9 @@ fn node(taint: &str) -> Node {
 #[test]
 fn a_change_that_waits_for_twice_the_sync_period_is_unhealthy() {
     let progress = ProxyProgress::new(Duration::from_secs(30));
-    progress.queued(at(0));
+    progress.observed(None, Some(at(0)));
     assert_eq!(progress.report(Probe::Ready, at(500)).0, StatusCode::OK, "nothing was ever committed");
-    progress.updated(at(500));
-    progress.queued(at(1000));
-    progress.queued(at(1050));
+    progress.observed(Some(at(500)), Some(at(1000)));
     assert_eq!(progress.report(Probe::Ready, at(1059)).0, StatusCode::OK);
     let (status, body) = progress.report(Probe::Live, at(1060));
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
@@ -27,7 +25,7 @@ fn a_change_that_waits_for_twice_the_sync_period_is_unhealthy() {
         body,
         json!({"lastUpdated": "1970-01-01T00:08:20Z", "currentTime": "1970-01-01T00:17:40Z", "healthy": false})
     );
-    progress.updated(at(1061));
+    progress.observed(Some(at(1061)), None);
     assert_eq!(progress.report(Probe::Live, at(5000)).0, StatusCode::OK);
 }
 
@@ -62,7 +60,7 @@ async fn the_servers_answer_until_shutdown() {
         (kubelet_routes(), "/healthz", "ok"),
         (metrics_routes(|| "mine 1\n".into()), "/proxyMode", "nftables"),
         (metrics_routes(|| "mine 1\n".into()), "/metrics", "\nmine 1\n"),
-        (proxy_routes(ProxyProgress::new(Duration::from_secs(30))), "/healthz", "\"nodeEligible\":true"),
+        (proxy_routes(ProxyProgress::new(Duration::from_secs(30)), |_| {}), "/healthz", "\"nodeEligible\":true"),
     ] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -7,10 +7,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use netlink_packet_core::NetlinkPayload;
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
-use rtnetlink::RouteMessageBuilder;
+use rtnetlink::{MulticastGroup, RouteMessageBuilder};
+use tokio::sync::watch;
 
 /// Addresses and default routes of this network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -138,6 +141,45 @@ pub async fn local() -> Result<LocalNet, String> {
     let result = read(&handle).await.map_err(|error| format!("rtnetlink dump: {error}"));
     task.abort();
     result
+}
+
+/// Counts changes of addresses and default routes in this network namespace, from now until the receivers are gone. A
+/// kernel that does not let us listen is reported once; then the count stays.
+pub fn changes() -> watch::Receiver<u64> {
+    let (tx, rx) = watch::channel(0);
+    let groups =
+        [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr, MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route];
+    match rtnetlink::new_multicast_connection(&groups) {
+        Ok((connection, _, mut messages)) => {
+            let task = tokio::spawn(connection);
+            tokio::spawn(async move {
+                while let Some((message, _)) = messages.next().await {
+                    if is_about_addresses(&message.payload) {
+                        tx.send_modify(|count| *count += 1);
+                    }
+                    if tx.is_closed() {
+                        break;
+                    }
+                }
+                task.abort();
+            });
+        }
+        Err(error) => {
+            tracing::warn!(%error, "cannot listen to address changes; they are seen with the next full check")
+        }
+    }
+    rx
+}
+
+/// Pods' routes come and go all the time and say nothing about the node.
+fn is_about_addresses(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
+    match payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_)) => true,
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)) => {
+            default_route(route).is_some()
+        }
+        _ => false,
+    }
 }
 
 async fn read(handle: &rtnetlink::Handle) -> Result<LocalNet, rtnetlink::Error> {

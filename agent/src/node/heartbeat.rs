@@ -4,8 +4,8 @@
 //!  wait for {runtime, extras, shutdown, own Node, timer} ─► status::build ─► patch::urgency
 //!      Now ─► PATCH at once    Soon ─► PATCH within the update period    Nothing ─► PATCH when the report is due
 //! ```
-//! Facts and addresses are read again with each report (five minutes), and while no address can be found with each
-//! update, since nothing announces them.
+//! Facts and addresses are read again with each report (five minutes), and when the kernel announces other addresses; while
+//! no address can be found with each update, since nobody announces what DNS says.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -27,10 +27,15 @@ use super::{NodeExtras, NodeSettings, RuntimeHealth, address, lease, register};
 use crate::api::client::ApiClient;
 use crate::api::watch::{Backoff, ListState, WatchHandle, error_text, spawn_watch};
 use crate::event::{Event, EventType, Recorder, Subject};
+use crate::ids::NodeName;
 use crate::watch::{WatchEvent, WatchSink};
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// How long the first status waits for the runtime's first answer.
+const RUNTIME_PATIENCE: Duration = Duration::from_secs(10);
+/// A network that comes up changes addresses several times in a row.
+const SETTLE: Duration = Duration::from_millis(200);
 /// Least time between two writes: an admission webhook that undoes ours must not turn this into a busy loop.
 const MIN_GAP: Duration = Duration::from_millis(500);
 
@@ -42,6 +47,8 @@ pub struct NodeInputs {
     pub extras: watch::Receiver<NodeExtras>,
     /// Whether the machine is shutting down.
     pub shutdown: watch::Receiver<bool>,
+    /// Counts changes of the machine's addresses: see [`address::changes`].
+    pub addresses: watch::Receiver<u64>,
     /// For NodeReady, NodeHasSufficientMemory, Rebooted and the like.
     pub events: Recorder,
 }
@@ -79,12 +86,17 @@ impl Drop for NodeHandle {
 
 /// Starts registration, own watch, heartbeat and lease.
 pub fn spawn(client: ApiClient, settings: Arc<NodeSettings>, inputs: NodeInputs) -> NodeHandle {
-    let (node_tx, node) = watch::channel(None);
     let (lease_tx, lease) = watch::channel(LeaseState::Starting);
-    let config = watcher::Config::default().fields(&format!("metadata.name={}", settings.name));
-    let own = spawn_watch(Api::<Node>::all(client.kube()), config, OwnNode { tx: node_tx, listed: None });
+    let (own, node) = watch_own(&client, &settings.name);
     let task = tokio::spawn(run(client, settings, inputs, node.clone(), lease_tx)).abort_handle();
     NodeHandle { node, lease, own, task }
+}
+
+/// Follows the own Node; `None` until it has been seen, and after it was deleted.
+pub fn watch_own(client: &ApiClient, name: &NodeName) -> (WatchHandle, watch::Receiver<Option<Arc<Node>>>) {
+    let (tx, node) = watch::channel(None);
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    (spawn_watch(Api::<Node>::all(client.kube()), config, OwnNode { tx, listed: None }), node)
 }
 
 /// Keeps the newest own Node.
@@ -155,6 +167,11 @@ async fn run(
     report_reboot(&settings, &machine, &node, &inputs.events);
     let lease = lease::run(client.clone(), settings.name.clone(), settings.lease_duration, node.clone(), lease_state);
     let lease = AbortOnDrop(tokio::spawn(lease).abort_handle());
+    // A restarted agent must not make a node NotReady only because it has not asked the runtime yet.
+    let known = inputs.runtime.wait_for(|runtime| *runtime != RuntimeHealth::unknown());
+    if let Ok(Err(_)) = tokio::time::timeout(RUNTIME_PATIENCE, known).await {
+        return;
+    }
     let api: Api<Node> = Api::all(client.kube());
     let mut node = Arc::new(node);
     let mut sent_at: Option<Instant> = None;
@@ -194,6 +211,12 @@ async fn run(
             changed = inputs.extras.changed() => changed.is_err(),
             changed = inputs.shutdown.changed() => changed.is_err(),
             changed = own.changed() => changed.is_err(),
+            Ok(()) = inputs.addresses.changed() => {
+                tokio::time::sleep(SETTLE).await;
+                inputs.addresses.borrow_and_update();
+                machine = Machine::read(&settings).await;
+                false
+            }
             () = tokio::time::sleep_until(due) => false,
             () = tokio::time::sleep_until(read_again) => {
                 machine = Machine::read(&settings).await;

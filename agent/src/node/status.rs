@@ -57,7 +57,7 @@ pub fn build(inputs: &Inputs<'_>) -> NodeStatus {
             .runtime
             .supplemental_groups_policy
             .map(|policy| NodeFeatures { supplemental_groups_policy: Some(policy) }),
-        images: Some(images(inputs)),
+        images: images(inputs).or_else(|| inputs.previous.and_then(|status| status.images.clone())),
         node_info: Some(node_info(inputs)),
         runtime_handlers: Some(handlers(inputs.runtime)),
         volumes_in_use: inputs
@@ -224,19 +224,17 @@ fn handlers(runtime: &RuntimeHealth) -> Vec<NodeRuntimeHandler> {
     handlers
 }
 
-fn images(inputs: &Inputs<'_>) -> Vec<ContainerImage> {
-    let mut images: Vec<_> = inputs.extras.images.iter().collect();
+fn images(inputs: &Inputs<'_>) -> Option<Vec<ContainerImage>> {
+    let mut images: Vec<_> = inputs.extras.images.as_ref()?.iter().collect();
     images.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.names.cmp(&b.names)));
     if let Ok(limit) = usize::try_from(inputs.settings.max_images) {
         images.truncate(limit);
     }
-    images
-        .into_iter()
-        .map(|image| ContainerImage {
-            names: Some(image.names.iter().take(NAMES_PER_IMAGE).cloned().collect()),
-            size_bytes: Some(image.size),
-        })
-        .collect()
+    let listed = images.into_iter().map(|image| ContainerImage {
+        names: Some(image.names.iter().take(NAMES_PER_IMAGE).cloned().collect()),
+        size_bytes: Some(image.size),
+    });
+    Some(listed.collect())
 }
 
 struct Pressure {

@@ -140,6 +140,14 @@ pub fn is_deleted(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_some()
 }
 
+/// Annotation that says which source a pod came from.
+pub const SOURCE_ANNOTATION: &str = "kubernetes.io/config.source";
+
+/// Whether the pod is a file below `staticPodPath`. The source of API pods writes the annotation, so nobody else can.
+pub fn is_static(pod: &Pod) -> bool {
+    pod.metadata.annotations.as_ref().and_then(|all| all.get(SOURCE_ANNOTATION)).is_some_and(|source| source == "file")
+}
+
 /// Seconds between TERM and KILL.
 pub fn grace_seconds(pod: &Pod) -> i64 {
     let wanted = if is_deleted(pod) { pod.metadata.deletion_grace_period_seconds } else { None };

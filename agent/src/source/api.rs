@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use super::{SourceName, SourceUpdate};
 use crate::api::watch::{WatchHandle, spawn_watch};
 use crate::ids::{NodeName, ObjectKey, PodUid};
+use crate::pod::spec::SOURCE_ANNOTATION;
 use crate::watch::{WatchEvent, WatchSink};
 
 /// Annotation of a mirror pod; its value is the hash of the static pod.
@@ -75,6 +76,10 @@ impl PodSink {
         pod.metadata.managed_fields = None;
         (self.outlets.observer)(&pod);
         let kind = kind(&pod);
+        if kind == Kind::Desired {
+            // As kubelet does. It also keeps a pod of the API from passing for a static one.
+            pod.metadata.annotations.get_or_insert_default().insert(SOURCE_ANNOTATION.to_owned(), "api".to_owned());
+        }
         let pod = Arc::new(pod);
         // A receiver that is gone means that the agent is shutting down.
         match kind {
@@ -140,7 +145,11 @@ mod tests {
     use super::*;
 
     fn pod(name: &str, uid: &str, mirror: bool) -> Pod {
-        let annotations = if mirror { serde_json::json!({ MIRROR_ANNOTATION: "h" }) } else { serde_json::json!({}) };
+        let annotations = if mirror {
+            serde_json::json!({ MIRROR_ANNOTATION: "h" })
+        } else {
+            serde_json::json!({ SOURCE_ANNOTATION: "file" })
+        };
         serde_json::from_value(serde_json::json!({
             "metadata": { "namespace": "d", "name": name, "uid": uid, "annotations": annotations,
                 "managedFields": [{ "manager": "x" }] },
@@ -167,6 +176,7 @@ mod tests {
             lines.push(match update {
                 SourceUpdate::Upsert(_, pod) => {
                     assert!(pod.metadata.managed_fields.is_none());
+                    assert!(!crate::pod::spec::is_static(&pod), "whatever its author wrote");
                     format!("upsert {}", pod.metadata.uid.as_deref().unwrap_or_default())
                 }
                 SourceUpdate::Remove(_, uid) => format!("remove {uid}"),

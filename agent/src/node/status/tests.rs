@@ -204,7 +204,7 @@ fn addresses_end_with_the_hostname_and_survive_a_failed_look_up() {
 fn the_largest_images_are_listed_with_at_most_five_names() {
     let image = |size, names: usize| NodeImage { names: (0..names).map(|n| format!("i{size}:{n}")).collect(), size };
     let mut case = Case::default();
-    case.extras.images = [image(1, 1), image(3, 7), image(2, 1)].into();
+    case.extras.images = Some([image(1, 1), image(3, 7), image(2, 1)].into());
     case.settings.max_images = 2;
     let images = case.build().images.expect("images");
     assert_eq!(images.iter().map(|image| image.size_bytes).collect::<Vec<_>>(), [Some(3), Some(2)]);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
 use k8s_openapi::api::core::v1::{Container, Secret};
 use nodelet_proto::cri;
 
@@ -167,7 +168,12 @@ async fn environment(context: &Context, container: &Container) -> Result<Vec<(St
             }
         }
     }
-    sources.services = shared.objects.services(&namespace).await.map_err(config_error)?;
+    let services = shared.objects.services(&namespace);
+    sources.services = match spec::is_static(pod) {
+        // The API server that the list of Services would come from may be this very pod.
+        true => services.now_or_never().transpose().map_err(config_error)?.unwrap_or_default(),
+        false => services.await.map_err(config_error)?,
+    };
     env::resolve(pod, container, &sources).map_err(|error: EnvError| config_error(error))
 }
 

@@ -12,11 +12,11 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus, Toleration,
 use sha2::{Digest as _, Sha256};
 
 use crate::ids::NodeName;
+use crate::pod::spec::SOURCE_ANNOTATION;
 use crate::source::decode::{self, Object};
 
 /// Annotation with the hash that the mirror repeats.
 pub const HASH_ANNOTATION: &str = "kubernetes.io/config.hash";
-const SOURCE_ANNOTATION: &str = "kubernetes.io/config.source";
 const SEEN_ANNOTATION: &str = "kubernetes.io/config.seen";
 
 /// Reads one file. `now` is an RFC 3339 time.

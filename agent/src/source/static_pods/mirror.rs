@@ -35,7 +35,7 @@ const STOPPING_SLACK: Duration = Duration::from_secs(60);
 pub struct Mirror {
     /// UID of the mirror object.
     pub uid: PodUid,
-    /// The hash that it repeats.
+    /// The hash that it repeats: the UID of its static pod.
     pub hash: String,
     /// Somebody asked for its deletion.
     pub deleting: bool,
@@ -150,7 +150,9 @@ impl MirrorHandle {
     pub fn mirror_of(&self, static_uid: &PodUid) -> Option<PodRef> {
         let state = self.shared.lock();
         let key = state.statuses.get(static_uid)?.0.clone()?;
-        let mirror = state.mirrors.get(&key).filter(|mirror| !mirror.deleting)?;
+        // An edited file is another pod with the mirror of the same name: what the old one still says is not about it.
+        let is_its_own = |mirror: &&Mirror| !mirror.deleting && mirror.hash == static_uid.as_str();
+        let mirror = state.mirrors.get(&key).filter(is_its_own)?;
         Some(PodRef { key, uid: mirror.uid.clone() })
     }
 
@@ -163,13 +165,15 @@ impl MirrorHandle {
         }
     }
 
-    /// Nothing of this static pod runs any more.
+    /// Nothing of this static pod runs any more. Other pods are nothing to the mirror task.
     pub fn finished(&self, static_uid: &PodUid) {
         let mut state = self.shared.lock();
-        state.statuses.remove(static_uid);
+        let was_static = state.statuses.remove(static_uid).is_some();
         state.stopping.retain(|_, (uid, _)| uid != static_uid);
         drop(state);
-        self.shared.changed.notify_one();
+        if was_static {
+            self.shared.changed.notify_one();
+        }
     }
 }
 
@@ -310,4 +314,35 @@ async fn execute(shared: &Shared, client: &kube::Client, pods: &StaticPods, node
         }
     }
     retry
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The last status of the pod of an edited file was written over that of its successor, for good.
+    #[tokio::test]
+    async fn the_old_pod_of_an_edited_file_does_not_speak_for_the_new_one() {
+        let text = "current-context: c\ncontexts: [{name: c, context: {cluster: k}}]\n\
+                    clusters: [{name: k, cluster: {server: 'http://127.0.0.1:1'}}]\n";
+        let config = crate::api::kubeconfig::parse(std::path::Path::new("/x"), text).expect("kubeconfig");
+        let client = crate::api::client::ApiClient::new(&config, "0").expect("client");
+        let writer = StatusWriter::new(client.kube());
+        let shared = Arc::new(Shared { state: Mutex::default(), writer: writer.clone(), changed: Notify::new() });
+        let handle = MirrorHandle { shared: shared.clone() };
+        let key = ObjectKey::new("default", "web-n1");
+        let (old, new) = (PodUid::new("old-hash"), PodUid::new("new-hash"));
+        {
+            let mut state = shared.lock();
+            for uid in [&old, &new] {
+                state.statuses.entry(uid.clone()).or_default().0 = Some(key.clone());
+            }
+            let mirror = Mirror { uid: PodUid::new("m"), hash: "new-hash".into(), deleting: false };
+            state.mirrors.insert(key, mirror);
+        }
+        handle.publish(&old, PodStatus::default());
+        assert_eq!(writer.backlog(), 0);
+        handle.publish(&new, PodStatus::default());
+        assert_eq!(writer.backlog(), 1);
+    }
 }
