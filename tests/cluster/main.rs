@@ -2,6 +2,12 @@
 // The futures of tonic's calls are large and live in a test's own task: boxing them one by one would only hide the steps.
 #![allow(clippy::large_futures)]
 
+mod acceptance;
 mod api;
 mod harness_itself;
+mod joining;
+mod network;
+mod restart;
+mod rig;
 mod server;
+mod static_pods;

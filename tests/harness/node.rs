@@ -31,6 +31,17 @@ pub struct Node {
     pod_cidr: String,
 }
 
+/// How a node joins, where it is not the usual way.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Join {
+    /// With a bootstrap token instead of a kubeconfig of its own.
+    pub bootstrap: bool,
+    /// With `staticPodPath`: see [`Node::write_static_pod`].
+    pub static_pods: bool,
+    /// Without the service half.
+    pub only_pods: bool,
+}
+
 /// A directory of its own; dropping unmounts what is mounted below, and removes it.
 #[derive(Debug)]
 struct Directory(PathBuf);
@@ -127,27 +138,88 @@ impl Node {
 
     /// Starts the agent as node `name` of a control plane.
     pub fn run_joined(&mut self, plane: &ControlPlane, name: &str) -> anyhow::Result<()> {
-        let extra = format!(
-            "authentication:\n  x509:\n    clientCAFile: {}\nserverTLSBootstrap: false\n",
+        self.run_joined_as(plane, name, Join::default())
+    }
+
+    /// Starts the agent as node `name`, in a special way.
+    pub fn run_joined_as(&mut self, plane: &ControlPlane, name: &str, join: Join) -> anyhow::Result<()> {
+        let mut extra = format!(
+            "authentication:\n  x509:\n    clientCAFile: {}\nserverTLSBootstrap: false\nrotateCertificates: true\n",
             plane.ca().display()
         );
+        if join.static_pods {
+            extra += &self.static_pod_path()?;
+        }
         let mut arguments = self.common(&extra)?;
-        let proxy = self.path("proxy.yaml");
+        let show = |path: PathBuf| path.display().to_string();
+        let mut flags = vec![("--hostname-override", name.to_owned())];
+        match join.bootstrap {
+            true => flags.extend([
+                ("--kubeconfig", show(self.path("kubelet.conf"))),
+                ("--bootstrap-kubeconfig", show(plane.bootstrap_kubeconfig())),
+            ]),
+            false => flags.push(("--kubeconfig", show(plane.node_kubeconfig(name)))),
+        }
+        match join.only_pods {
+            true => flags.push(("--only", "pods".to_owned())),
+            false => flags.push(("--proxy-config", show(self.proxy_config(plane)?))),
+        }
+        arguments.extend(flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
+        self.start(arguments)
+    }
+
+    /// Starts a second agent with the service half only, as node `name`. It is told of no runtime.
+    pub fn run_services(&self, plane: &ControlPlane, name: &str) -> anyhow::Result<Agent> {
+        let state_dir = self.path("state-services");
+        let words = [
+            "--state-dir",
+            &state_dir.display().to_string(),
+            "run",
+            "--only",
+            "services",
+            "--hostname-override",
+            name,
+            "--proxy-config",
+            &self.proxy_config(plane)?.display().to_string(),
+            "--container-runtime-endpoint",
+            "unix:///nonexistent/containerd.sock",
+        ];
+        let arguments = words.map(str::to_owned).to_vec();
+        let command = AgentCommand { arguments, state_dir, log: self.path("nodelet-services.log") };
+        Agent::start(command, &self.netns)
+    }
+
+    fn proxy_config(&self, plane: &ControlPlane) -> anyhow::Result<PathBuf> {
+        let path = self.path("proxy.yaml");
         let text = format!(
             "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftables\n\
              clusterCIDR: {}\nclientConnection:\n  kubeconfig: {}\n",
             ControlPlane::CLUSTER_CIDR,
             plane.proxy_kubeconfig().display()
         );
-        fs::write(&proxy, text)?;
-        for (flag, value) in [
-            ("--kubeconfig", plane.node_kubeconfig(name).display().to_string()),
-            ("--proxy-config", proxy.display().to_string()),
-            ("--hostname-override", name.to_owned()),
-        ] {
-            arguments.extend([flag.to_owned(), value]);
-        }
+        fs::write(&path, text)?;
+        Ok(path)
+    }
+
+    /// Starts the agent with nothing but the static pods of `static/`.
+    pub fn run_static(&mut self) -> anyhow::Result<()> {
+        let extra = self.static_pod_path()?;
+        let arguments = self.common(&extra)?;
         self.start(arguments)
+    }
+
+    fn static_pod_path(&self) -> anyhow::Result<String> {
+        let directory = self.path("static");
+        fs::create_dir_all(&directory)?;
+        Ok(format!("staticPodPath: {}\n", directory.display()))
+    }
+
+    /// Writes or replaces a static pod, in one step.
+    pub fn write_static_pod(&self, name: &str, content: &str) -> anyhow::Result<()> {
+        fs::create_dir_all(self.path("static"))?;
+        let new = self.path("static.new");
+        fs::write(&new, content)?;
+        Ok(fs::rename(new, self.path("static").join(name))?)
     }
 
     fn start(&mut self, arguments: Vec<String>) -> anyhow::Result<()> {

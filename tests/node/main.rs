@@ -7,3 +7,4 @@ mod harness_itself;
 mod kills;
 mod leftovers;
 mod look;
+mod static_pods;
