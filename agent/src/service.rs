@@ -168,3 +168,6 @@ pub struct Settings {
     /// The only external addresses that are served; `None` serves all.
     pub external_ip_ranges: Option<Vec<Cidr>>,
 }
+
+#[cfg(test)]
+mod tests;

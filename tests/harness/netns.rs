@@ -64,10 +64,7 @@ impl Netns {
 
     /// Makes a command start inside.
     pub fn enter<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        let handle = match self.handle.try_clone() {
-            Ok(handle) => handle,
-            Err(error) => panic!("no file descriptor left for {}: {error}", self.name),
-        };
+        let handle = self.handle();
         // SAFETY: between fork and exec the closure makes one system call, setns, on a descriptor that it owns; it does
         // not allocate and takes no lock.
         unsafe {
@@ -75,6 +72,14 @@ impl Netns {
                 move_into_link_name_space(handle.as_fd(), Some(LinkNameSpaceType::Network))?;
                 Ok(())
             })
+        }
+    }
+
+    /// A handle that a thread can enter by with [`enter`].
+    pub fn handle(&self) -> File {
+        match self.handle.try_clone() {
+            Ok(handle) => handle,
+            Err(error) => panic!("no file descriptor left for {}: {error}", self.name),
         }
     }
 
@@ -96,6 +101,11 @@ impl Drop for Netns {
             eprintln!("namespace {} stays: {error:#}", self.name);
         }
     }
+}
+
+/// Moves the calling thread into a namespace, for the rest of its life.
+pub fn enter(handle: &File) -> anyhow::Result<()> {
+    Ok(move_into_link_name_space(handle.as_fd(), Some(LinkNameSpaceType::Network))?)
 }
 
 fn run(words: &[&str]) -> anyhow::Result<()> {

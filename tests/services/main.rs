@@ -3,6 +3,10 @@
 //! "The node" is a namespace of its own with pods around it, so nothing here touches the machine's rules. Needs root.
 
 mod connections;
+mod flows;
 mod listing;
+mod policies;
+mod repair;
+mod restart;
 mod rig;
 mod traffic;

@@ -1,6 +1,6 @@
 //! Servers that say who they are and whom they see, and clients that ask them.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
@@ -20,14 +20,14 @@ pub(crate) struct Answer {
 
 impl Answer {
     fn parse(text: &[u8]) -> io::Result<Self> {
-        let text = std::str::from_utf8(text).map_err(io::Error::other)?;
+        let text = std::str::from_utf8(text).map_err(io::Error::other)?.trim_end();
         let (who, peer) = text.split_once(' ').ok_or_else(|| io::Error::other(format!("answer {text:?}")))?;
         Ok(Self { who: who.to_owned(), peer: peer.parse().map_err(io::Error::other)? })
     }
 }
 
 fn greeting(name: &str, peer: SocketAddr) -> String {
-    format!("{name} {}", peer.ip().to_canonical())
+    format!("{name} {}\n", peer.ip().to_canonical())
 }
 
 /// Serves TCP and UDP on a port of every address of a namespace, until the process ends.
@@ -38,8 +38,11 @@ pub(crate) fn serve(on: &Netns, name: &str, port: u16) {
     std::thread::spawn(move || {
         for mut stream in tcp.incoming().flatten() {
             if let Ok(peer) = stream.peer_addr() {
-                // A client that gave up is no concern of the server.
+                // A client that gave up is no concern of the server. It waits for the client to close first: who does waits
+                // for a minute before a port is used again, and ports that masquerading chose at random would meet again.
+                let _ = stream.set_read_timeout(Some(PATIENCE));
                 let _ = stream.write_all(greeting(&own, peer).as_bytes());
+                let _ = stream.read(&mut [0]);
             }
         }
     });
@@ -59,10 +62,10 @@ pub(crate) fn tcp(from: &Netns, to: SocketAddr) -> io::Result<Answer> {
 
 /// Asks over a new TCP connection, from the namespace of this thread.
 pub(crate) fn tcp_here(to: SocketAddr) -> io::Result<Answer> {
-    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut text = Vec::new();
-    stream.read_to_end(&mut text)?;
+    BufReader::new(stream).read_until(b'\n', &mut text)?;
     Answer::parse(&text)
 }
 

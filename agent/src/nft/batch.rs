@@ -62,6 +62,7 @@ impl Batch {
     pub fn clear(&mut self) {
         self.buffer.clear();
         self.sequence = 0;
+        self.last = 0;
         let mark = self.open(BATCH_BEGIN, REQUEST, 0, 10);
         self.close_message(mark);
     }

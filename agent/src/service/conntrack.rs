@@ -1,6 +1,9 @@
 //! Stale flows of UDP and SCTP. A UDP "connection" is whatever conntrack remembers: a client that keeps sending keeps its entry alive,
 //! and with it the translation to an endpoint that is gone, or no translation at all when the Service came later.
 //!
+//! TCP ends such connections by itself, with one exception: one that was begun while there were no rules (before the first
+//! start, or after somebody flushed them) repeats its first packet into nowhere for as long as the client has patience.
+//!
 //! Level-triggered: after a change (and once at start) the flows of the fronts concerned are listed, compared with what
 //! the rules say now, and exactly the stale ones are deleted. A flow to a living endpoint is never touched.
 //! Wire facts: `linux/netfilter/nfnetlink_conntrack.h`.
@@ -21,6 +24,8 @@ const GET: u16 = 1;
 const DELETE: u16 = 2;
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
+const STATUS: u16 = 3;
+const SEEN_REPLY: u32 = 2;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 
@@ -31,6 +36,8 @@ pub struct Flow {
     pub front: Front,
     /// Who answers.
     pub answers: Backend,
+    /// Whether somebody has answered.
+    pub is_answered: bool,
     /// The attributes that name exactly this flow: its original tuple, its id and its zone, as they came.
     names: Vec<(u16, Vec<u8>)>,
 }
@@ -51,7 +58,11 @@ pub fn is_stale<'a>(
     }
     let untranslated = flow.answers.address == flow.front.address && flow.answers.port == flow.front.port;
     let backends = backends(&flow.front).unwrap_or_default();
-    if backends.iter().all(|view| view.is_empty()) {
+    let is_served = backends.iter().any(|view| !view.is_empty());
+    if flow.front.protocol == Protocol::Tcp {
+        return untranslated && !flow.is_answered && is_served;
+    }
+    if !is_served {
         return !untranslated;
     }
     !backends.iter().any(|view| view.contains(&flow.answers))
@@ -95,7 +106,7 @@ fn message(kind: u16, flags: u16, family: Family, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// All flows of a family that may outlive an endpoint.
+/// All flows of a family.
 fn flows(socket: &Socket, family: Family) -> io::Result<Vec<Flow>> {
     socket.send_to(&message(GET, 0x301, family, &[]), &SocketAddr::new(0, 0), 0)?;
     let mut flows = Vec::new();
@@ -120,9 +131,6 @@ fn parse(family: Family, body: &[u8]) -> Option<Flow> {
     let original = attribute(body, TUPLE_ORIGINAL)?;
     let reply = attribute(body, TUPLE_REPLY)?;
     let protocol = Protocol::from_number(*attribute(attribute(original, 2)?, 1)?.first()?)?;
-    if protocol == Protocol::Tcp {
-        return None;
-    }
     let (source, destination) = if family == Family::V4 { (1, 2) } else { (3, 4) };
     let front = Front {
         address: address(attribute(attribute(original, 1)?, destination)?)?,
@@ -135,7 +143,8 @@ fn parse(family: Family, body: &[u8]) -> Option<Flow> {
     };
     let name = |kind| attribute(body, kind).map(|value| (kind, value.to_vec()));
     let names = [TUPLE_ORIGINAL, ZONE, ID].into_iter().filter_map(name).collect();
-    Some(Flow { front, answers, names })
+    let status = attribute(body, STATUS).and_then(|s| s.try_into().ok()).map_or(0, u32::from_be_bytes);
+    Some(Flow { front, answers, is_answered: status & SEEN_REPLY != 0, names })
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {
@@ -175,7 +184,7 @@ mod tests {
     fn exactly_the_flows_that_nobody_answers_are_stale() {
         let front = Front { address: [10, 96, 0, 10].into(), protocol: Protocol::Udp, port: 53 };
         let backend = |n: u8| Backend { address: [10, 0, 0, n].into(), port: 5353 };
-        let flow = |answers| Flow { front, answers, names: Vec::new() };
+        let flow = |answers| Flow { front, answers, is_answered: false, names: Vec::new() };
         let own = Backend { address: front.address, port: front.port };
         let touched = BTreeSet::from([front]);
         let (one, none) = ([backend(1)], []);
@@ -188,6 +197,15 @@ mod tests {
             ("translated, Service gone", backend(1), None, true),
         ] {
             assert_eq!(is_stale(&flow(answers), &touched, |_| backends.map(|b| [b, &[]])), stale, "{what}");
+        }
+        let tcp = Front { protocol: Protocol::Tcp, ..front };
+        let own_tcp = |is_answered| Flow { front: tcp, is_answered, ..flow(own) };
+        for (what, flow, stale) in [
+            ("begun without rules", own_tcp(false), true),
+            ("answered by whoever has the address", own_tcp(true), false),
+            ("translated to an endpoint that is gone", Flow { front: tcp, ..flow(backend(2)) }, false),
+        ] {
+            assert_eq!(is_stale(&flow, &BTreeSet::from([tcp]), |_| Some([&one[..], &[]])), stale, "TCP, {what}");
         }
         assert!(
             !is_stale(&flow(backend(2)), &BTreeSet::new(), |_| Some([&one[..], &[]])),

@@ -109,6 +109,9 @@ fn has_structure(
     settings: &Settings,
     chains: &BTreeSet<String>,
 ) -> io::Result<bool> {
+    if chains.iter().any(|name| !structure::is_known_chain(name)) {
+        return Ok(false);
+    }
     let mut batch = Batch::new();
     structure::write(&mut batch, family, settings, chains.iter().map(String::as_str));
     let mut expected = Rules::new();

@@ -19,7 +19,6 @@ use std::time::{Duration, Instant, SystemTime};
 use super::index::Index;
 use super::table::Tables;
 use super::{Front, Settings, affinity, conntrack, kernel, slim};
-use crate::ids::ObjectKey;
 use crate::nft::batch::Batch;
 use crate::nft::listener::Listener;
 use crate::nft::socket::Kernel;
@@ -339,17 +338,7 @@ impl Programmer {
         // A table that is replaced must not be seen without its Services.
         let chunk = if self.refusals < 2 { CHUNK } else { usize::MAX };
         loop {
-            let now: Vec<ObjectKey> = pending.iter().take(chunk).cloned().collect();
-            {
-                let index = lock(&self.shared.index);
-                for key in &now {
-                    pending.remove(key);
-                    pending.extend(tables.update(&index, key));
-                }
-            }
-            if pending.is_empty() && is_fresh {
-                tables.complete();
-            }
+            tables.step(&lock(&self.shared.index), &mut pending, chunk, is_fresh);
             tables.write(&mut self.batch);
             self.unforgotten.append(&mut tables.forgetting);
             affinity::forget(&mut self.kernel, &mut self.batch, &self.unforgotten, (&self.settings.local, tables))?;
@@ -394,7 +383,7 @@ impl Programmer {
     fn reconcile(&mut self, tables: &mut Tables, is_fresh: bool) {
         self.unreconciled.append(&mut tables.touched);
         if is_fresh {
-            self.unreconciled.extend(tables.connectionless_fronts());
+            self.unreconciled.extend(tables.fronts());
         }
         if self.unreconciled.is_empty() {
             return;

@@ -81,7 +81,7 @@ impl SetName {
             Self::ClusterIps => "cluster-ips",
             Self::Hairpin => "hairpin",
             Self::NoEndpoints => "no-endpoints",
-            Self::Masquerade => "masquerade",
+            Self::Masquerade => "masquerading",
             Self::Firewalled => "firewalled",
             Self::Allowed => "allowed",
             Self::Services => "services",
@@ -236,9 +236,9 @@ const HOOKS: [(&str, Hook); 7] = [
 
 const CHAINS: [&str; 4] = [PICK, FIREWALL, UNSERVED, REFUSE];
 
-/// Whether a chain is one of those that are always there.
-pub fn is_fixed_chain(name: &str) -> bool {
-    CHAINS.contains(&name) || HOOKS.iter().any(|(hook, _)| *hook == name)
+/// Whether a chain of this name is ours.
+pub fn is_known_chain(name: &str) -> bool {
+    CHAINS.contains(&name) || HOOKS.iter().any(|(hook, _)| *hook == name) || Numbered::parse(name).is_some()
 }
 
 /// Writes table, sets, chains and rules; elements stay. `present` are chains that are there already: those that pick are
@@ -262,7 +262,7 @@ pub fn write<'a>(
         expr::flush_chain(batch, family, TABLE, name);
     }
     write_rules(batch, family, settings);
-    let unknown = present.clone().filter(|name| !is_fixed_chain(name) && Numbered::parse(name).is_none());
+    let unknown = present.clone().filter(|name| !is_known_chain(name));
     unknown.clone().for_each(|name| expr::flush_chain(batch, family, TABLE, name));
     unknown.for_each(|name| expr::delete_chain(batch, family, TABLE, name));
     present.filter_map(Numbered::parse).for_each(|chain| chain.write(batch, family));

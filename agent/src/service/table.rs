@@ -138,9 +138,26 @@ impl Tables {
         self.fronts.get(front).map(|installed| &installed.program)
     }
 
-    /// All fronts whose connections outlive their endpoints.
-    pub fn connectionless_fronts(&self) -> impl Iterator<Item = Front> {
-        self.fronts.keys().filter(|front| front.protocol != Protocol::Tcp).copied()
+    /// All fronts.
+    pub fn fronts(&self) -> impl Iterator<Item = Front> {
+        self.fronts.keys().copied()
+    }
+
+    /// Every front with what it comes to.
+    pub fn programs(&self) -> impl Iterator<Item = (&Front, &Program)> {
+        self.fronts.iter().map(|(front, installed)| (front, &installed.program))
+    }
+
+    /// Brings so many of the pending Services to what the index says. When `is_fresh` and none is left, what belongs to no
+    /// Service goes, too.
+    pub fn step(&mut self, index: &Index, pending: &mut BTreeSet<ObjectKey>, chunk: usize, is_fresh: bool) {
+        for _ in 0..chunk {
+            let Some(key) = pending.pop_first() else { break };
+            pending.extend(self.update(index, &key));
+        }
+        if pending.is_empty() && is_fresh {
+            self.complete();
+        }
     }
 
     /// All fronts with session affinity.
