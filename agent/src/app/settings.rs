@@ -78,7 +78,7 @@ pub fn admission(config: &Config, machine: &MachineFacts) -> admit::Node {
     ];
     let own = own.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
     let mut allocatable = super::facts::allocatable(machine, &config.kubelet, true);
-    let pods = Quantity::from_units(i64::from(config.kubelet.max_pods), Format::DecimalSi);
+    let pods = Quantity::from_units(config.kubelet.max_pods, Format::DecimalSi);
     allocatable.insert("pods".to_owned(), pods);
     admit::Node {
         name: config.node_name.clone(),
