@@ -15,6 +15,7 @@ use crate::look::{LONG, all_ready, web};
 mod commands;
 mod manifests;
 mod pods;
+mod runtime;
 mod services;
 
 /// Runs scenarios one after the other; a failure is named for its scenario.
@@ -64,6 +65,8 @@ async fn scenarios(node: &mut Node) -> anyhow::Result<()> {
         commands::logs_and_describe_tell_of_a_pod,
         manifests::a_broken_manifest_keeps_what_ran_and_is_named_with_its_line,
         manifests::a_broken_manifest_keeps_what_ran_over_a_restart,
+        runtime::a_sandbox_that_is_lost_is_replaced,
+        runtime::a_restart_of_containerd_disturbs_no_pod_and_is_noticed,
         manifests::an_edited_pod_is_replaced,
         manifests::a_removed_pod_is_gone_at_once,
     );

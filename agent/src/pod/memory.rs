@@ -108,6 +108,22 @@ impl Memory {
         self.containers.get_mut(name).expect("inserted above when it was missing")
     }
 
+    /// What failed may be tried at once: the runtime was away and is back. How long the next pause is stays as it was, and
+    /// so does the back-off of containers that crashed.
+    pub fn retry_now(&mut self) {
+        let steps = [&mut self.sandbox, &mut self.released].into_iter();
+        let (mut images, mut starts) = (Vec::new(), Vec::new());
+        for container in self.containers.values_mut() {
+            images.push(&mut container.image);
+            starts.extend(container.start.as_mut());
+        }
+        let of_steps = steps.chain(images).filter_map(|step| match step {
+            Step::Failed(failed) => Some(failed),
+            Step::Todo | Step::Done => None,
+        });
+        of_steps.chain(starts).chain(self.cleanup.values_mut()).for_each(|failed| failed.retry_at = 0);
+    }
+
     /// Folds the outcome of an operation into memory and into the view of the runtime.
     pub fn record(&mut self, key: OpKey, outcome: Result<Output, Failure>, runtime: &mut PodRuntime, now: Nanos) {
         match outcome {
@@ -267,5 +283,37 @@ pub fn finished_at(container: &ContainerView) -> Nanos {
     match container.state {
         ContainerState::Exited { finished_at, .. } => finished_at,
         ContainerState::Created | ContainerState::Running { .. } | ContainerState::Unknown => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_failed_while_the_runtime_was_away_is_tried_when_it_is_back_and_crashes_wait_on() {
+        let mut memory = Memory { observed: true, ..Memory::default() };
+        let mut runtime = PodRuntime::default();
+        let failure = || Failure { reason: "FailedSync", message: "unavailable".into(), container: None };
+        let keys = [
+            OpKey::Sandbox,
+            OpKey::Image("web".into()),
+            OpKey::Start("web".into()),
+            OpKey::StopSandbox("s".into()),
+            OpKey::Release,
+        ];
+        for key in keys {
+            memory.record(key, Err(failure()), &mut runtime, 100 * SECOND);
+        }
+        memory.note_restart("web", 99 * SECOND, 100 * SECOND);
+        let crash = memory.crash_retry_at("web", 100 * SECOND);
+        memory.retry_now();
+        let web = &memory.containers["web"];
+        assert!(memory.sandbox.is_due(100 * SECOND) && memory.released.is_due(100 * SECOND));
+        assert!(web.image.is_due(100 * SECOND));
+        assert!(web.start.iter().chain(memory.cleanup.values()).all(|failed| failed.retry_at == 0 && failed.delay > 0));
+        assert!(web.start.is_some() && memory.cleanup.len() == 1);
+        assert_eq!(memory.crash_retry_at("web", 100 * SECOND), crash);
+        assert!(crash > 100 * SECOND);
     }
 }

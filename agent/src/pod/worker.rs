@@ -260,7 +260,10 @@ impl Worker {
             }
             Message::Unwanted => self.wanted = false,
             Message::Runtime(id, kind) => self.hear_runtime(id, kind),
-            Message::Resync => self.look_again = true,
+            Message::Resync => {
+                self.look_again = true;
+                self.memory.retry_now();
+            }
             Message::Objects => self.hear_objects(),
             Message::Probe | Message::Node => {}
         }
