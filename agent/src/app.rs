@@ -25,6 +25,7 @@ use crate::source::{SourceName, SourceUpdate};
 use crate::{alone, api, task};
 
 pub mod addresses;
+pub mod admission;
 pub mod api_sink;
 pub mod board;
 pub mod facilities;

@@ -70,6 +70,7 @@ async fn kubectl_works_through_the_kubelet_api() -> anyhow::Result<()> {
         port_forward(&plane, websockets).await.context(protocol)?;
     }
     raw(&plane)?;
+    a_pod_that_does_not_fit_is_refused_with_the_reason(&plane, &node).await?;
     callers_are_checked(&plane, &node).await?;
     node.agent()?.stop().await
 }
@@ -187,6 +188,25 @@ fn raw(plane: &ControlPlane) -> anyhow::Result<()> {
     ensure!(get("/configz")?.contains("KubeletConfiguration"));
     let pods: serde_json::Value = serde_json::from_str(&get("/pods")?)?;
     ensure!(pods["items"][0]["metadata"]["name"] == "p", "{pods:#}");
+    Ok(())
+}
+
+/// The pod is bound to the node without the scheduler's consent.
+async fn a_pod_that_does_not_fit_is_refused_with_the_reason(plane: &ControlPlane, node: &Node) -> anyhow::Result<()> {
+    let file = node.path("misfit.yaml");
+    let text = POD
+        .replace("{name: p,", "{name: misfit,")
+        .replace("  nodeName: n1", "  nodeName: n1\n  nodeSelector: {disk: ssd}");
+    std::fs::write(&file, text)?;
+    output(&mut plane.kubectl(&["apply", "-f", &file.display().to_string()])?)?;
+    eventually(Duration::from_secs(10), "the refusal", async || {
+        let words = ["get", "pod", "misfit", "-o", "jsonpath={.status.phase} {.status.reason}: {.status.message}"];
+        let status = output(&mut plane.kubectl(&words)?)?;
+        ensure!(status.starts_with("Failed NodeAffinity: Pod was rejected: Predicate NodeAffinity failed"), "{status}");
+        Ok::<_, anyhow::Error>(())
+    })
+    .await?;
+    output(&mut plane.kubectl(&["delete", "pod", "misfit", "--timeout=20s"])?)?;
     Ok(())
 }
 

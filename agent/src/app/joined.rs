@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::addresses;
+use super::admission;
 use super::api_sink::ApiSink;
 use super::board::Board;
 use super::identity::{Identity, VERSION};
@@ -156,11 +157,13 @@ async fn start_pods(
     follow_addresses(parts, node.node(), machine, Some(half.host_addresses()));
     let period = config.kubelet.status_report;
     tokio::spawn(node_extras::run(half.runtime(), extras.clone(), period, (*shutdown).clone()));
+    let admission = half.admission();
     let awaited = config.kubelet.static_pod_path.iter().map(|_| SourceName::Static).chain([SourceName::Api]);
     let updates = half.start(awaited.collect(), changed, shutdown);
     start_static(parts, updates.clone(), static_tx);
     let observer = Box::new(move |pod: &Pod| writer.observed(pod));
     let outlets = pod_source::Outlets { updates, mirrors: notes_tx, observer };
+    admission::learn(node.node(), admission).await;
     let watch = pod_source::spawn(client.kube(), &name, outlets);
     Ok(StartedPods { board, node, watch })
 }

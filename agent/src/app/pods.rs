@@ -20,6 +20,7 @@ use crate::event::Recorder;
 use crate::ids::PodUid;
 use crate::node::{RuntimeHealth, facts as machine};
 use crate::objects::Objects;
+use crate::pod::admit;
 use crate::pod::facilities::StatusSink;
 use crate::pod::images::Images;
 use crate::pod::journal::Journal;
@@ -116,6 +117,11 @@ impl PodHalf {
     /// Where other addresses of the node are told.
     pub fn host_addresses(&self) -> HostAddresses {
         HostAddresses { shared: self.shared.clone(), changed: self.node_changed.0.clone() }
+    }
+
+    /// What pods are admitted against.
+    pub fn admission(&self) -> Arc<ArcSwap<admit::Node>> {
+        self.shared.node.clone()
     }
 
     /// The runtime.
