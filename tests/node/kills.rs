@@ -90,7 +90,7 @@ impl Guests {
     }
 }
 
-async fn kills(node: &mut Node, version: Version, random: &mut Random) -> anyhow::Result<()> {
+async fn kills(node: &mut Node, random: &mut Random) -> anyhow::Result<()> {
     let names: Vec<String> = (1..=STEADY).map(|number| format!("web-{number}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     for name in &names {
@@ -131,7 +131,7 @@ async fn kills(node: &mut Node, version: Version, random: &mut Random) -> anyhow
     for (before, after) in before.iter().zip(&after) {
         ensure!(before == after, "a pod did not go on undisturbed: {before:#?} became {after:#?}");
     }
-    nothing_stays(node, version, &guests).await
+    nothing_stays(node, &guests).await
 }
 
 /// Fails while the runtime knows a container or a sandbox of one of these pods.
@@ -148,15 +148,16 @@ async fn none_of(node: &Node, names: &[String]) -> anyhow::Result<()> {
 }
 
 /// Stops the rest, and looks at what all the interrupted starts and stops left.
-async fn nothing_stays(node: &mut Node, version: Version, guests: &Guests) -> anyhow::Result<()> {
+async fn nothing_stays(node: &mut Node, guests: &Guests) -> anyhow::Result<()> {
     for manifest in fs::read_dir(node.manifests())? {
         fs::remove_file(manifest?.path())?;
     }
     eventually(LONG, "nothing to be left of pods", async || {
         let mut left = remains_of_pods(node).await?;
-        // This one forgets a shim when the client goes while the shim starts (containerd#8931, mended later); nothing
-        // that CRI offers finds it.
-        left.retain(|what| version != Version::V1_6 || !what.starts_with("shim "));
+        // containerd, 1.6 and 2.x, now and then forgets a shim whose start its client does not live to see (as in
+        // containerd#8931 and #13692). No sandbox or container belongs to it any more, and nothing that CRI offers
+        // finds it.
+        left.retain(|what| !what.starts_with("shim "));
         ensure!(left.is_empty(), "{left:#?}");
         anyhow::Ok(())
     })
@@ -171,7 +172,7 @@ async fn fifty_kills(version: Version, cni: Cni) -> anyhow::Result<()> {
     let mut random = Random::new();
     let seed = random.0;
     let mut node = Node::alone(version, cni).await?;
-    let outcome = kills(&mut node, version, &mut random).await;
+    let outcome = kills(&mut node, &mut random).await;
     outcome.with_context(|| format!("NODELET_TEST_SEED={seed}\n{}", node.logs()))?;
     let name = node.name().to_owned();
     drop(node);
