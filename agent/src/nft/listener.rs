@@ -1,8 +1,8 @@
 //! Hearing when somebody else changes the ruleset.
 //!
-//! The kernel tells members of its nf_tables group about every object of every commit. Only the last message of a commit,
-//! the new generation, is of interest here, so a socket filter drops the rest inside the kernel: a commit of 100,000
-//! elements then leaves one message in the buffer instead of overflowing it.
+//! The kernel tells members of its nf_tables group about every object of every commit, several in one datagram. A socket
+//! filter drops our own commits inside the kernel, by the port that every message names: a commit of 100,000 elements then
+//! does not overflow the buffer. What others write in tables of their own is read and left alone.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -12,6 +12,7 @@ use netlink_sys::Socket;
 use netlink_sys::constants::NETLINK_NETFILTER;
 
 use super::decode;
+use super::socket::{Buffer, force_buffer};
 
 /// `NFNLGRP_NFTABLES`.
 const GROUP: u32 = 7;
@@ -24,29 +25,29 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Joins the group.
-    pub fn open() -> io::Result<Self> {
+    /// Joins the group; commits that come from the socket of port `own` are not heard.
+    pub fn open(own: u32) -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
         socket.bind_auto()?;
-        attach_filter(&socket)?;
+        attach_filter(&socket, own)?;
+        force_buffer(&socket, Buffer::Receive, 1 << 20)?;
         socket.add_membership(GROUP)?;
         Ok(Self { socket })
     }
 
-    /// Waits for the next commit; answers the process id that made it.
-    pub fn wait(&self) -> io::Result<u32> {
+    /// Waits for the next commit that changes something of a table, or may have done so.
+    pub fn wait(&self, table: &str) -> io::Result<()> {
         loop {
             match self.socket.recv_from_full() {
                 Ok((datagram, _)) => {
-                    let mut commits = decode::messages(&datagram).filter(|(kind, _, _)| *kind == NEW_GENERATION);
-                    if let Some((_, _, body)) = commits.next() {
-                        // NFTA_GEN_PROC_PID is 2.
-                        let pid = decode::attribute(body.get(4..).unwrap_or_default(), 2);
-                        return Ok(pid.and_then(|p| p.try_into().ok()).map_or(0, u32::from_be_bytes));
+                    let mut objects = decode::messages(&datagram).filter(|(kind, _, _)| *kind != NEW_GENERATION);
+                    // Attribute 1 of every object is the name of its table.
+                    if objects.any(|(_, _, body)| decode::string(body.get(4..).unwrap_or_default(), 1) == Some(table)) {
+                        return Ok(());
                     }
                 }
-                // Something was missed: that is a change, too.
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(0),
+                // Something was missed: that may have been a change, too.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -54,14 +55,13 @@ impl Listener {
     }
 }
 
-/// Passes only messages whose type is the new generation.
-fn attach_filter(socket: &Socket) -> io::Result<()> {
-    // Classic BPF loads in network byte order, the type is in host order: on little-endian its bytes are swapped.
-    let wanted = u32::from(NEW_GENERATION.to_be());
+/// Drops what a port has caused.
+fn attach_filter(socket: &Socket, own: u32) -> io::Result<()> {
     let instruction = |code: u16, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     let mut program = [
-        instruction(0x28, 0, 0, 4),      // load half word at offset 4 of the message: nlmsg_type
-        instruction(0x15, 0, 1, wanted), // equal?
+        instruction(0x20, 0, 0, 12), // load the word at offset 12 of the first message: nlmsg_pid
+        // Classic BPF loads in network byte order, the port is in host order: on little-endian its bytes are swapped.
+        instruction(0x15, 1, 0, own.to_be()), // equal? then to the last
         instruction(0x06, 0, 0, u32::MAX),
         instruction(0x06, 0, 0, 0),
     ];

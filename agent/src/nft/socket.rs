@@ -209,13 +209,13 @@ fn request(family: Family, what: Dump<'_>, sequence: u32) -> Vec<u8> {
 
 /// Which buffer of a socket.
 #[derive(Clone, Copy)]
-enum Buffer {
+pub(super) enum Buffer {
     Send,
     Receive,
 }
 
 /// Sets a buffer beyond the system's limit; needs CAP_NET_ADMIN, which writing rules needs anyway.
-fn force_buffer(socket: &Socket, which: Buffer, bytes: usize) -> io::Result<()> {
+pub(super) fn force_buffer(socket: &Socket, which: Buffer, bytes: usize) -> io::Result<()> {
     let option = match which {
         Buffer::Send => libc::SO_SNDBUFFORCE,
         Buffer::Receive => libc::SO_RCVBUFFORCE,

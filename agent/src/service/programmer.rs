@@ -17,6 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::index::Index;
+use super::structure::TABLE;
 use super::table::Tables;
 use super::{Front, Settings, affinity, conntrack, kernel, slim};
 use crate::nft::batch::Batch;
@@ -111,7 +112,7 @@ pub fn spawn(settings: Settings) -> io::Result<ServiceHandle> {
         is_done: Condvar::new(),
     });
     let kernel = Kernel::open()?;
-    let listener = Listener::open()?;
+    let listener = Listener::open(kernel.port()?)?;
     let programmer = Programmer {
         settings,
         shared: shared.clone(),
@@ -125,13 +126,10 @@ pub fn spawn(settings: Settings) -> io::Result<ServiceHandle> {
     std::thread::Builder::new().name("services".into()).spawn(move || programmer.run())?;
     let heard = Arc::downgrade(&shared);
     std::thread::Builder::new().name("nft-events".into()).spawn(move || {
-        let own = std::process::id();
         // Ends with the process: the wait cannot be interrupted, and holds nothing.
-        while let Ok(pid) = listener.wait() {
+        while listener.wait(TABLE).is_ok() {
             let Some(shared) = heard.upgrade() else { return };
-            if pid != own {
-                shared.notify(|wake| wake.audit = true);
-            }
+            shared.notify(|wake| wake.audit = true);
         }
     })?;
     Ok(ServiceHandle { _stop: Arc::new(StopOnDrop(shared.clone())), shared })
@@ -341,7 +339,10 @@ impl Programmer {
             tables.step(&lock(&self.shared.index), &mut pending, chunk, is_fresh);
             tables.write(&mut self.batch);
             self.unforgotten.append(&mut tables.forgetting);
-            affinity::forget(&mut self.kernel, &mut self.batch, &self.unforgotten, (&self.settings.local, tables))?;
+            // After a refusal, which the end of such an entry may have caused, they are forgotten afterwards.
+            if self.refusals == 0 {
+                affinity::forget(&mut self.kernel, &mut self.batch, &self.unforgotten, (&self.settings.local, tables))?;
+            }
             self.commit()?;
             if pending.is_empty() {
                 return Ok(());

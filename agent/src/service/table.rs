@@ -106,6 +106,8 @@ pub struct Tables {
     removed: BTreeSet<Element>,
     added: BTreeSet<Element>,
     strays: Vec<Stray>,
+    /// Number of endpoints of all fronts.
+    endpoints: usize,
     /// Sum of the digests of all elements of fronts.
     sum: u64,
     /// Whether all Services were looked at since the adoption.
@@ -124,7 +126,7 @@ impl Tables {
 
     /// How many fronts and endpoints are installed.
     pub fn size(&self) -> (usize, usize) {
-        (self.fronts.len(), self.fronts.values().map(|f| f.program.all.backends().len()).sum())
+        (self.fronts.len(), self.endpoints)
     }
 
     /// The endpoints of both views of a front; `None` when it is not installed.
@@ -264,6 +266,8 @@ impl Tables {
     fn change(&mut self, front: &Front, old: Option<&Program>, new: Option<&Program>) {
         let of = |program: Option<&Program>| program.map(|program| program.elements(front)).unwrap_or_default();
         let (before, after) = (of(old), of(new));
+        let count = |program: Option<&Program>| program.map_or(0, |program| program.all.backends().len());
+        self.endpoints = self.endpoints + count(new) - count(old);
         for element in before.difference(&after) {
             self.sum = self.sum.wrapping_sub(digest(element));
             if !self.added.remove(element) {
@@ -432,6 +436,7 @@ impl Adoption {
             let elements = installed.program.elements(&front);
             if elements.iter().map(digest).fold(0, u64::wrapping_add) == sum {
                 self.tables.sum = self.tables.sum.wrapping_add(sum);
+                self.tables.endpoints += installed.program.all.backends().len();
             } else {
                 self.tables.fronts.remove(&front);
                 self.misfits.insert(front);
