@@ -90,7 +90,7 @@ pub enum ProbeResult {
 /// How the prober behaves.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `major.minor` of the implemented Kubernetes level, for `User-Agent: kube-probe/1.36`.
+    /// `major.minor` of the implemented Kubernetes level, for `User-Agent: kube-probe/1.37`.
     pub version: String,
     /// Exec probes that may run at once; each costs the runtime a process and a shim call.
     pub exec_concurrency: usize,
@@ -99,7 +99,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        Self { version: "1.36".to_owned(), exec_concurrency: (2 * cores).max(4) }
+        Self { version: "1.37".to_owned(), exec_concurrency: (2 * cores).max(4) }
     }
 }
 

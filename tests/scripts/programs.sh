@@ -28,7 +28,7 @@ if [ "${1:-}" = images ] || ! is_new build/all-programs.stamp tests/go tests/go-
 need_go
 echo "building the Go programs for tests (about 7 minutes on 2 cores when Go's build cache is cold)" >&2
 version="-X k8s.io/component-base/version.gitVersion=v1.37.2 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=37"
-(cd tests/go && go build -ldflags "-s -w $version" -o ../../build/controlplane ./cmd/controlplane)
+(cd tests/go && go build -ldflags "-s -w $version" -o ../../build/ ./cmd/controlplane k8s.io/kubernetes/cmd/kubectl)
 (
   cd tests/go-containerd
   containerd=github.com/containerd/containerd/v2

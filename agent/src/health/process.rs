@@ -99,7 +99,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in {text}");
         }
-        assert!(text.contains("major=\"1\",minor=\"36\""), "{text}");
+        assert!(text.contains("major=\"1\",minor=\"37\""), "{text}");
     }
 
     #[test]
