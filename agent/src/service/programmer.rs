@@ -51,7 +51,9 @@ pub struct Status {
     pub waiting_since: Option<SystemTime>,
     /// The last error, until a commit succeeds.
     pub error: Option<String>,
-    /// How often the kernel's rules had to be repaired.
+    /// How often the kernel's rules were compared with what they should be.
+    pub comparisons: u64,
+    /// How often they had to be repaired.
     pub repairs: u64,
     /// Installed fronts and endpoints.
     pub size: (usize, usize),
@@ -293,6 +295,7 @@ impl Programmer {
             // Until both lists are complete nothing may be removed, and half a Service must not be shown.
             return Ok(false);
         }
+        lock(&self.shared.status).comparisons += u64::from(audit);
         if audit
             && let Some(tables) = &self.tables
             && !kernel::is_intact(&mut self.kernel, &self.settings, tables)?
@@ -313,7 +316,8 @@ impl Programmer {
         self.tables = Some(tables);
         let mut status = lock(&self.shared.status);
         let last_commit = Some(SystemTime::now());
-        *status = Status { last_commit, waiting_since: None, error: None, repairs: status.repairs, size };
+        let Status { comparisons, repairs, .. } = *status;
+        *status = Status { last_commit, waiting_since: None, error: None, comparisons, repairs, size };
         Ok(true)
     }
 
