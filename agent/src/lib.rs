@@ -72,6 +72,7 @@
 // Shared vocabulary.
 pub mod event;
 pub mod ids;
+pub mod metrics;
 pub mod objects;
 pub mod quantity;
 pub mod watch;

@@ -20,6 +20,7 @@ pub mod execute;
 pub mod expand;
 pub mod expected;
 pub mod facilities;
+pub mod figures;
 pub mod hosts;
 pub mod images;
 pub mod journal;

@@ -26,8 +26,10 @@ use tokio::time::Instant;
 
 use crate::event::{Recorder, Subject};
 use crate::ids::{ContainerId, ObjectKey, PodUid};
+use crate::metrics::text::Text;
 
 mod exec;
+mod figures;
 mod grpc;
 mod http;
 mod pods;
@@ -37,6 +39,8 @@ mod tcp;
 #[cfg(test)]
 mod tests;
 mod worker;
+
+use figures::Figures;
 
 pub use exec::{ExecError, ExecFn, ExecOutcome};
 pub use spec::{Handler, ProbeSpec};
@@ -148,6 +152,9 @@ impl Drop for Running {
 }
 
 struct PodEntry {
+    key: ObjectKey,
+    /// By container and probe: they stay when a container starts again.
+    figures: BTreeMap<(String, Kind), Arc<Figures>>,
     ip: watch::Sender<Option<String>>,
     containers: BTreeMap<String, Running>,
 }
@@ -197,10 +204,12 @@ impl Prober {
     pub fn ensure(&self, pod: PodProbes) {
         let mut table = self.lock();
         let mut seeds = table.seeds.remove(&pod.uid).unwrap_or_default();
-        let entry = table
-            .pods
-            .entry(pod.uid.clone())
-            .or_insert_with(|| PodEntry { ip: watch::Sender::new(None), containers: BTreeMap::new() });
+        let entry = table.pods.entry(pod.uid.clone()).or_insert_with(|| PodEntry {
+            key: pod.key.clone(),
+            figures: BTreeMap::new(),
+            ip: watch::Sender::new(None),
+            containers: BTreeMap::new(),
+        });
         entry.ip.send_if_modified(|ip| {
             let differs = *ip != pod.pod_ip;
             ip.clone_from(&pod.pod_ip);
@@ -209,7 +218,7 @@ impl Prober {
         entry.containers.retain(|name, old| pod.containers.iter().any(|c| c.name == *name && c.id == old.id));
         for container in &pod.containers {
             if !entry.containers.contains_key(&container.name) {
-                let running = self.start(&pod, container, &entry.ip, &mut seeds);
+                let running = self.start(&pod, container, entry, &mut seeds);
                 entry.containers.insert(container.name.clone(), running);
             }
         }
@@ -219,7 +228,7 @@ impl Prober {
         &self,
         pod: &PodProbes,
         container: &ContainerProbes,
-        ip: &watch::Sender<Option<String>>,
+        entry: &mut PodEntry,
         seeds: &mut HashMap<(ContainerId, Kind), ProbeResult>,
     ) -> Running {
         let mut seed = |kind| seeds.remove(&(container.id.clone(), kind));
@@ -249,12 +258,22 @@ impl Prober {
                 container: container.id.clone(),
                 results: results.clone(),
                 gate: gate.clone(),
-                ip: ip.subscribe(),
+                ip: entry.ip.subscribe(),
+                figures: entry
+                    .figures
+                    .entry((container.name.clone(), probe.kind))
+                    .or_insert_with(|| Arc::new(Figures::new()))
+                    .clone(),
                 probe: probe.clone(),
             };
             tasks.push(tokio::spawn(task.run(machine)).abort_handle());
         }
         Running { id: container.id.clone(), results, tasks }
+    }
+
+    /// Writes `/metrics/probes`.
+    pub fn write_figures(&self, text: &mut Text) {
+        figures::write(&self.lock(), text);
     }
 
     /// Ends all probes of a pod and forgets their results.

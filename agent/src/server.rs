@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 pub mod cert;
 pub mod exposition;
 pub mod handle;
+pub mod own;
 pub mod review;
 pub mod route;
 pub mod summary;

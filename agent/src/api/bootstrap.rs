@@ -28,6 +28,7 @@ use super::client::{ApiClient, ClientError};
 use super::kubeconfig::{self, Identity, Kubeconfig};
 use super::watch::{Backoff, error_text, jitter, spawn_watch};
 use crate::ids::NodeName;
+use crate::metrics::METRICS;
 use crate::watch::{WatchEvent, WatchSink};
 
 pub mod store;
@@ -152,6 +153,7 @@ pub async fn rotate(client: ApiClient, settings: Bootstrap) {
         match renew(&client, &settings).await {
             Ok(()) => backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX),
             Err(error) => {
+                METRICS.client_certificate.renew_errors.increment();
                 tracing::warn!(%error, "cannot renew the client certificate, will retry");
                 tokio::time::sleep(backoff.next()).await;
             }

@@ -15,7 +15,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -34,6 +34,7 @@ use tower::BoxError;
 use super::credentials::{CredentialError, Credentials};
 use super::kubeconfig::{Kubeconfig, KubeconfigError, PemSource};
 use super::tls::{self, CertSlot, TlsError, Trust};
+use crate::metrics::{METRICS, rest};
 
 /// Time for a request other than a watch, from the first byte sent to the last byte received.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
@@ -90,6 +91,7 @@ struct Shared {
     connector: HttpsConnector<HttpConnector>,
     credentials: Credentials,
     lanes: Mutex<Vec<Arc<Lane>>>,
+    figures: &'static rest::Host,
 }
 
 /// The client and the handles to steer it.
@@ -109,7 +111,9 @@ impl ApiClient {
         let credentials = Credentials::new(config, slot).map_err(|source| ClientError::Credentials { path, source })?;
         let user_agent = HeaderValue::from_str(&format!("nodelet/{version}"))
             .unwrap_or_else(|_| HeaderValue::from_static("nodelet"));
+        let host = config.server.authority().map_or("", |authority| authority.as_str());
         let shared = Arc::new(Shared {
+            figures: METRICS.rest.host(host),
             server: config.server.clone(),
             user_agent,
             connector,
@@ -209,7 +213,14 @@ impl Shared {
             .build(self.connector.clone())
     }
 
-    async fn send(&self, mut request: Request<Body>) -> Result<Response<GuardedBody>, BoxError> {
+    async fn send(&self, request: Request<Body>) -> Result<Response<GuardedBody>, BoxError> {
+        let (method, began) = (request.method().clone(), Instant::now());
+        let answer = self.send_uncounted(request).await;
+        self.figures.observe(&method, answer.as_ref().ok().map(Response::status), began.elapsed());
+        answer
+    }
+
+    async fn send_uncounted(&self, mut request: Request<Body>) -> Result<Response<GuardedBody>, BoxError> {
         let watch = is_watch(request.uri());
         *request.uri_mut() = absolute(&self.server, request.uri())?;
         request.headers_mut().insert(USER_AGENT, self.user_agent.clone());

@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::Api;
@@ -22,6 +22,7 @@ use tokio::sync::Semaphore;
 use super::status_patch;
 use super::watch::{Backoff, error_text};
 use crate::ids::{ObjectKey, PodUid};
+use crate::metrics::METRICS;
 
 /// Requests in flight: enough to keep a round trip of 20 ms busy for 800 writes a second, few for the server.
 const IN_FLIGHT: usize = 16;
@@ -52,6 +53,8 @@ struct Entry {
     pending: Option<Box<PodStatus>>,
     /// The status that the server acknowledged with `base`; asked for again when someone else changes it.
     acknowledged: Option<Box<PodStatus>>,
+    /// Since when something that the server has not seen waits, for a figure.
+    changed: Option<Instant>,
     delete: bool,
     working: bool,
     /// Nobody is interested any more: the entry goes when its work is done.
@@ -100,6 +103,7 @@ impl StatusWriter {
         let entry = entries.entry(pod.uid.clone()).or_default();
         entry.forgotten = false;
         entry.pending = Some(Box::new(status));
+        entry.changed.get_or_insert_with(Instant::now);
         self.start(pod, entry);
     }
 
@@ -183,7 +187,10 @@ fn next_job(shared: &Shared, pod: &PodRef) -> Option<Job> {
         let base = entry.base.as_ref().and_then(|base| decode(&base.status));
         match status_patch::build(pod.uid.as_str(), base.as_ref(), &status) {
             Some(patch) => return Some(Job::Patch(status, patch)),
-            None => entry.acknowledged = Some(status),
+            None => {
+                entry.acknowledged = Some(status);
+                entry.changed = None;
+            }
         }
     }
     if entry.delete {
@@ -229,6 +236,11 @@ fn acknowledge(shared: &Shared, pod: &PodRef, status: Box<PodStatus>, answer: &P
     let mut entries = shared.lock();
     let Some(entry) = entries.get_mut(&pod.uid) else { return };
     entry.acknowledged = Some(status);
+    if entry.pending.is_none()
+        && let Some(changed) = entry.changed.take()
+    {
+        METRICS.pods.status_sync.observe(changed.elapsed());
+    }
     let Some((_, version)) = identify(answer) else { return };
     match &entry.base {
         // Somebody wrote after us, and the watch was faster than the answer.

@@ -14,6 +14,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
+use crate::metrics::METRICS;
+
 /// Where distributions keep the bundle of public authorities: Debian, Fedora, openSUSE, Alpine.
 const SYSTEM_BUNDLES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
@@ -47,6 +49,7 @@ pub struct CertSlot {
 impl CertSlot {
     /// Replaces the certificate. Connections that exist keep the old one until they are dropped.
     pub fn set(&self, cert: Arc<CertifiedKey>) {
+        METRICS.client_certificate.expires.set(expiry(&cert));
         self.current.store(Some(cert));
     }
 }
@@ -59,6 +62,12 @@ impl ResolvesClientCert for CertSlot {
     fn has_certs(&self) -> bool {
         self.current.load().is_some()
     }
+}
+
+/// When a certificate ends, in seconds since the epoch; 0 when it cannot be read.
+pub fn expiry(key: &CertifiedKey) -> i64 {
+    let parsed = key.cert.first().and_then(|cert| x509_parser::parse_x509_certificate(cert).ok());
+    parsed.map_or(0, |(_, cert)| cert.validity().not_after.timestamp())
 }
 
 /// The one crypto provider.

@@ -153,7 +153,7 @@ async fn start_pods(
     let (objects_tx, changed) = mpsc::unbounded_channel();
     let objects = Arc::new(JoinedObjects::new(client.kube(), objects_tx, envs));
     let half = PodHalf::new(config, recorder.clone(), objects, board.clone(), addresses, health).await?;
-    super::server::start(config, client.kube(), half.runtime(), board.clone(), addresses, shutdown)?;
+    super::server::start(config, client.kube(), half.served(), board.clone(), addresses, shutdown)?;
     follow_addresses(parts, node.node(), machine, Some(half.host_addresses()));
     let period = config.kubelet.status_report;
     tokio::spawn(node_extras::run(half.runtime(), extras.clone(), period, (*shutdown).clone()));

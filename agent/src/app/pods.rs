@@ -33,6 +33,8 @@ use crate::volume::{self, Volumes};
 /// The pod half, built and not yet running.
 pub struct PodHalf {
     shared: Arc<Shared>,
+    prober: Arc<Prober>,
+    cgroup: u8,
     probes: mpsc::UnboundedReceiver<PodUid>,
     announced: mpsc::UnboundedReceiver<PodUid>,
     health: watch::Sender<RuntimeHealth>,
@@ -71,6 +73,10 @@ impl PodHalf {
         let version = wait_for_runtime(&runtime).await;
         let machine = machine::read(&config.root_dir);
         let cgroups = Cgroups::new(settings::cgroups(config, &machine, driver(&runtime).await))?;
+        let cgroup = match cgroups.version() {
+            cgroup::CgroupVersion::V1 => 1,
+            cgroup::CgroupVersion::V2 => 2,
+        };
         cgroups.ensure_roots().await.context("cannot make the cgroups of pods")?;
         // kubelet gives a pod 2 min 3 s for its volumes before it says so.
         let volume_settings =
@@ -80,6 +86,7 @@ impl PodHalf {
         let (announced_tx, announced) = mpsc::unbounded_channel();
         let prober =
             Prober::new(probe::Settings::default(), facilities::exec(runtime.clone()), probes_tx, recorder.clone());
+        let prober = Arc::new(prober);
         let settings = settings::pods(config);
         for directory in [Some(&settings.log_dir), settings.container_links.as_ref()].into_iter().flatten() {
             std::fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
@@ -93,7 +100,7 @@ impl PodHalf {
                 cgroups,
                 allocatable: facts::allocatable(&machine, kubelet, true),
             }),
-            probes: Arc::new(prober),
+            probes: prober.clone(),
             sink,
             recorder,
             journal: Journal::open(config.state_dir.join("pods"))?,
@@ -107,6 +114,8 @@ impl PodHalf {
         Ok(Self {
             network: Network::new(shared.runtime.clone(), config.cni_conf_dir.as_deref()),
             shared,
+            prober,
+            cgroup,
             probes,
             announced,
             health,
@@ -122,6 +131,11 @@ impl PodHalf {
     /// What pods are admitted against.
     pub fn admission(&self) -> Arc<ArcSwap<admit::Node>> {
         self.shared.node.clone()
+    }
+
+    /// What the kubelet API shows: the runtime, probes, the version of cgroups.
+    pub fn served(&self) -> (Runtime, Arc<Prober>, u8) {
+        (self.runtime(), self.prober.clone(), self.cgroup)
     }
 
     /// The runtime.

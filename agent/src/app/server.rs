@@ -1,7 +1,7 @@
 //! The kubelet API of a joined node, built from the configuration.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::board::Board;
 use crate::config::Config;
 use crate::cri::Runtime;
+use crate::probe::Prober;
 use crate::server;
 use crate::server::cert::{self, Acceptor, Files};
 use crate::server::handle::Api;
@@ -19,7 +20,7 @@ use crate::server::usage::Meter;
 pub fn start(
     config: &Config,
     client: kube::Client,
-    runtime: Runtime,
+    (runtime, prober, cgroup): (Runtime, Arc<Prober>, u8),
     board: Arc<Board>,
     addresses: &[IpAddr],
     shutdown: &CancellationToken,
@@ -43,7 +44,9 @@ pub fn start(
         anonymous: settings.anonymous,
         stream_idle: settings.stream_idle,
         configz: configz(config),
-        metrics: Box::new(String::new),
+        probes: Box::new(move |text| prober.write_figures(text)),
+        cgroup,
+        scratch: Mutex::default(),
     });
     let address = (config.kubelet.address, config.kubelet.port).into();
     tokio::spawn(server::serve(address, acceptor, api, shutdown.clone()));

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use nodelet_proto::cri;
@@ -15,6 +15,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::{ContainerView, PodRuntime, RuntimePod, RuntimePods, SandboxView, convert, labels};
 use crate::ids::{ContainerId, PodUid, SandboxId};
+use crate::metrics::METRICS;
 
 pub mod kubelet_api;
 
@@ -126,7 +127,10 @@ impl Runtime {
         T: Send + 'static,
         F: Future<Output = Result<Response<T>, Status>> + Send + 'static,
     {
-        match tokio::time::timeout(limit, tokio::spawn(rpc)).await {
+        let began = Instant::now();
+        let answer = tokio::time::timeout(limit, tokio::spawn(rpc)).await;
+        METRICS.runtime.observe(name, began.elapsed(), matches!(answer, Ok(Ok(Ok(_)))));
+        match answer {
             Ok(Ok(answer)) => answer.map(Response::into_inner).map_err(|status| failed(name, &status)),
             Ok(Err(_)) => {
                 Err(CriError::Failed { call: name, code: Code::Cancelled, message: "the agent is stopping".into() })
@@ -354,8 +358,10 @@ impl Runtime {
     ) -> Result<String, CriError> {
         let mut client = self.images.clone();
         let request = cri::PullImageRequest { image: Some(image_spec(image)), auth, sandbox_config };
-        let answer = client.pull_image(Request::new(request)).await.map_err(|s| failed("PullImage", &s))?;
-        Ok(answer.into_inner().image_ref)
+        let began = Instant::now();
+        let answer = client.pull_image(Request::new(request)).await;
+        METRICS.runtime.observe("PullImage", began.elapsed(), answer.is_ok());
+        Ok(answer.map_err(|s| failed("PullImage", &s))?.into_inner().image_ref)
     }
 
     /// Opens the stream of container events. `Unimplemented` before containerd 1.7.

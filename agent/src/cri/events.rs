@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{CriError, Runtime, convert, labels};
 use crate::ids::PodUid;
+use crate::metrics::METRICS;
 
 /// Something changed in the runtime.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +66,10 @@ pub async fn run(runtime: Runtime, tx: mpsc::Sender<RuntimeEvent>, shutdown: Can
                 delay = Duration::from_millis(100);
                 "the event stream ended".to_owned()
             }
-            Err(error) => error.to_string(),
+            Err(error) => {
+                METRICS.relist.stream_errors.increment();
+                error.to_string()
+            }
         };
         tracing::warn!(error = %text, "runtime events interrupted, reconnecting");
         if tx.send(RuntimeEvent::Lost(text)).await.is_err() {
@@ -97,6 +101,7 @@ async fn read(runtime: &Runtime, tx: &mpsc::Sender<RuntimeEvent>) -> Result<(), 
             stream.await?
         }
     };
+    METRICS.relist.streams.increment();
     while let Some(event) = events.message().await.map_err(|status| stream_error(&status))? {
         if let Some(event) = from_cri(&event) {
             send(tx, event).await;

@@ -4,6 +4,7 @@
 //! runtime answers with the runtime's own view, so that memory never holds what we merely hope.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::OwnedSemaphorePermit;
@@ -16,6 +17,7 @@ use super::spec;
 use crate::cri::CriError;
 use crate::event::EventType;
 use crate::ids::PodUid;
+use crate::metrics::METRICS;
 
 mod container;
 mod hooks;
@@ -34,8 +36,8 @@ pub enum Extra {
     Nothing,
     /// Volumes are in place.
     Volumes(PodVolumes),
-    /// An image is there.
-    Image(String, Image),
+    /// An image is there; how long it was pulled, if it was.
+    Image(String, Image, Option<Duration>),
     /// A place among the pods that are being started.
     Slot(OwnedSemaphorePermit),
 }
@@ -141,7 +143,7 @@ async fn image(context: &Context, name: String) -> (Result<Output, Failure>, Ext
     let pulling = || tell(EventType::Normal, "Pulling", format!("Pulling image \"{wanted}\""));
     match shared.images.ensure(&found.container, &secrets, pulling).await {
         Ok((image, fetched)) => {
-            let text = match fetched {
+            let text = match &fetched {
                 Fetched::Present => {
                     format!("Container image \"{wanted}\" already present on machine and can be accessed by the pod")
                 }
@@ -153,7 +155,14 @@ async fn image(context: &Context, name: String) -> (Result<Output, Failure>, Ext
                 ),
             };
             tell(EventType::Normal, "Pulled", text);
-            (Ok(Output::Done), Extra::Image(name, image))
+            let pull = match fetched {
+                Fetched::Present => None,
+                Fetched::Pulled(_, total, size) => {
+                    METRICS.pods.pulled(total, size);
+                    Some(total)
+                }
+            };
+            (Ok(Output::Done), Extra::Image(name, image, pull))
         }
         Err(failed) => {
             let reason = if failed.reason == "ErrImagePull" { "Failed" } else { failed.reason };

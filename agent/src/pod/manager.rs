@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::mpsc;
@@ -16,13 +16,14 @@ use tokio_util::sync::CancellationToken;
 use super::admit::admit;
 use super::journal::Record;
 use super::leftovers::{self, Found};
-use super::shared::Shared;
-use super::spec;
+use super::shared::{Shared, now};
 use super::worker::{self, Message, Start};
+use super::{lifecycle, spec};
 use crate::cri::events::ChangeKind;
 use crate::cri::{PodIdentity, RuntimeEvent};
 use crate::event::EventType;
 use crate::ids::PodUid;
+use crate::metrics::METRICS;
 use crate::source::{SourceName, SourceUpdate};
 
 /// The full check that finds what lost events would have told: every five minutes, jittered by up to a fifth so that
@@ -70,6 +71,8 @@ pub struct Manager {
     awaited: BTreeSet<SourceName>,
     /// Whether every pod that the runtime had has got a worker; a pod without one is then new to it.
     knows_runtime: bool,
+    /// When all of the runtime was listed last.
+    listed: Option<Instant>,
     /// Pods of the start that have not published yet; `None` once the sink was told that all have.
     silent: Option<BTreeSet<PodUid>>,
 }
@@ -86,6 +89,7 @@ impl Manager {
             awaited: sources.clone(),
             sources,
             knows_runtime: false,
+            listed: None,
             silent: Some(BTreeSet::new()),
         }
     }
@@ -97,6 +101,7 @@ impl Manager {
         }
         let mut relist = Box::pin(tokio::time::sleep(jittered(RELIST)));
         loop {
+            METRICS.health.sync_loop.set(now() / lifecycle::SECOND);
             tokio::select! {
                 // All arms are cancel-safe: channel receives, join_next and a pinned sleep lose nothing.
                 () = shutdown.cancelled() => return,
@@ -139,7 +144,15 @@ impl Manager {
             successor: None,
         };
         tracing::info!(pod = %spec::key(&start.pod), pod_uid = %uid, source = ?start.source, wanted = start.wanted, "pod worker starts");
-        let task = self.tasks.spawn(worker::run(self.shared.clone(), start, rx));
+        METRICS
+            .pods
+            .containers
+            .observe_count(u32::try_from(spec::spec(&start.pod).containers.len()).unwrap_or(u32::MAX));
+        let (shared, seen) = (self.shared.clone(), Instant::now());
+        let task = self.tasks.spawn(async move {
+            METRICS.pods.worker_start.observe(seen.elapsed());
+            worker::run(shared, start, rx).await
+        });
         self.task_pods.insert(task.id(), uid.clone());
         if let Some(silent) = &mut self.silent {
             silent.insert(uid.clone());
@@ -213,6 +226,7 @@ impl Manager {
         };
         if let Some(rejection) = &rejection {
             let reason = rejection.event_reason();
+            METRICS.pods.rejected.increment([reason]);
             self.shared.event(&pod, None, EventType::Warning, reason, rejection.message.clone());
         }
         let released = Arc::new(AtomicBool::new(rejection.is_some()));
@@ -271,7 +285,13 @@ impl Manager {
     async fn find_orphans(&mut self) {
         // Written down under a source that will be asked after a restart, too, and will not name it.
         let Some(source) = self.sources.first().copied().filter(|_| self.awaited.is_empty()) else { return };
-        let pods = match self.shared.runtime.list_pods().await {
+        let began = Instant::now();
+        if let Some(last) = self.listed.replace(began) {
+            METRICS.relist.interval.observe(began.duration_since(last));
+        }
+        let listed = self.shared.runtime.list_pods().await;
+        METRICS.relist.duration.observe(began.elapsed());
+        let pods = match listed {
             Ok(pods) => pods,
             Err(error) => {
                 tracing::warn!(%error, "cannot look for pods that nobody wants; trying again later");
@@ -280,6 +300,7 @@ impl Manager {
         };
         let unknown = pods.into_values().filter(|pod| !self.workers.contains_key(&pod.identity.uid));
         for pod in unknown.collect::<Vec<_>>() {
+            METRICS.pods.orphaned.increment();
             let orphan = Arc::new(orphan_pod(&pod.identity));
             let released = Arc::default();
             self.spawn(Start {

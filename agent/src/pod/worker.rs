@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -23,6 +23,7 @@ use super::env;
 use super::execute::{Context, Extra, execute};
 use super::expected::ExpectedExits;
 use super::facilities::{PodVolumes, ProbeTarget};
+use super::figures::Figures;
 use super::images::Image;
 use super::journal::Record;
 use super::lifecycle::{Cause, Lifecycle};
@@ -100,6 +101,7 @@ struct Worker {
     announced: bool,
     expected: ExpectedExits,
     backoff_told: BTreeMap<String, Nanos>,
+    figures: Figures,
     released: Arc<AtomicBool>,
 }
 
@@ -191,6 +193,7 @@ impl Worker {
             announced: false,
             expected: ExpectedExits::default(),
             backoff_told: BTreeMap::new(),
+            figures: Figures::new(start.is_fresh, Instant::now()),
             released: start.released,
             shared,
         }
@@ -211,6 +214,7 @@ impl Worker {
         }
         let mut wake_at = planned.wake_at;
         if stops {
+            self.figures.stopping();
             // The node's own rules lose the pod before its containers hear of the stop.
             self.shared.sink.terminating(&self.pod, &self.last);
         }
@@ -225,6 +229,9 @@ impl Worker {
         let starting = self.keys.iter().any(|k| matches!(k, OpKey::Sandbox | OpKey::Start(_) | OpKey::Volumes));
         if !starting {
             self.slot = None;
+        }
+        if self.keys.is_empty() {
+            self.figures.rest(Instant::now());
         }
         let published = self.publish(now);
         if lifecycle_changed && !published {
@@ -255,6 +262,7 @@ impl Worker {
                 self.source = source;
                 self.pod = pod;
                 self.wanted = true;
+                self.figures.updated();
                 self.register_objects();
                 self.store();
             }
@@ -371,6 +379,7 @@ impl Worker {
             stopping,
         };
         tracing::debug!(pod = %spec::key(&self.pod), operation = ?op, "begin");
+        self.figures.begin(Instant::now());
         let generation = self.generation;
         let task_key = key.clone();
         let task = self.operations.spawn(async move {
@@ -410,7 +419,12 @@ impl Worker {
         match extra {
             Extra::Nothing => {}
             Extra::Volumes(volumes) => self.volumes = Arc::new(volumes),
-            Extra::Image(name, image) => drop(self.images.insert(name, image)),
+            Extra::Image(name, image, pull) => {
+                if let Some(took) = pull {
+                    self.figures.pulled(took, Instant::now());
+                }
+                self.images.insert(name, image);
+            }
             Extra::Slot(slot) => self.slot = Some(slot),
         }
         let now = now();
@@ -507,6 +521,7 @@ impl Worker {
         if status == *self.last && self.announced {
             return false;
         }
+        self.figures.published(&self.pod, &self.last, &status, Instant::now(), now);
         // A restarted agent's first status is shown on the node even when it says nothing new.
         self.last = Arc::new(status);
         self.store();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::figures::Figures;
 use super::{Handler, Kind, Machine, Outcome, ProbeResult, ProbeSpec, Results, Tools, exec, grpc, http, tcp};
 use crate::event::{Event, EventType, Subject};
 use crate::ids::{ContainerId, PodUid};
@@ -74,6 +75,7 @@ pub(super) struct Worker {
     pub(super) gate: Arc<watch::Sender<bool>>,
     pub(super) ip: watch::Receiver<Option<String>>,
     pub(super) probe: ProbeSpec,
+    pub(super) figures: Arc<Figures>,
 }
 
 impl Worker {
@@ -97,7 +99,9 @@ impl Worker {
             if !machine.begin(Instant::now()) {
                 continue;
             }
+            let began = Instant::now();
             let answer = Box::pin(self.attempt()).await;
+            self.figures.observe(answer.outcome, began.elapsed());
             self.report(&answer);
             if machine.finish(answer.outcome, Instant::now()) {
                 set(&self.results, self.probe.kind, machine.result());

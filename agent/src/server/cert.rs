@@ -18,6 +18,7 @@ use rustls::{RootCertStore, ServerConfig};
 use super::review::User;
 use crate::api::bootstrap::store::write_private;
 use crate::api::tls::{self, TlsError};
+use crate::metrics::METRICS;
 
 /// How often files are looked at.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
@@ -140,6 +141,7 @@ impl Files {
             |path: &Path| std::fs::read(path).map_err(|source| CertError::File { path: path.to_owned(), source });
         let key = tls::certified_key(&read(&self.cert)?, &read(&self.key)?)
             .map_err(|source| CertError::Material { path: self.cert.clone(), source })?;
+        METRICS.server_certificate.expires.set(tls::expiry(&key));
         let builder = ServerConfig::builder_with_provider(tls::provider());
         let builder = builder
             .with_safe_default_protocol_versions()

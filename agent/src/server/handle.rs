@@ -1,9 +1,9 @@
 //! Answers of the kubelet API.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::{TryStreamExt as _, stream};
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Request, Response, StatusCode};
@@ -18,12 +18,14 @@ use tokio::sync::mpsc;
 use super::review::{Reviewer, User};
 use super::route::{self, NoRoute, Route, Target};
 use super::usage::Meter;
-use super::{exposition, summary, tunnel};
+use super::{exposition, own, summary, tunnel};
 use crate::control::View;
 use crate::cri::client::kubelet_api::Streams;
 use crate::cri::{CriError, Runtime};
 use crate::ids::{ContainerId, PodUid};
 use crate::logs::{self, choose};
+use crate::metrics::METRICS;
+use crate::metrics::text::{self, Text};
 use crate::pod::spec;
 
 /// A body that may be a stream.
@@ -50,8 +52,12 @@ pub struct Api {
     pub stream_idle: Duration,
     /// The configuration in effect, for `/configz`.
     pub configz: Value,
-    /// More metrics of the agent, in Prometheus' text format.
-    pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+    /// Writes what is known of probes.
+    pub probes: Box<dyn Fn(&mut Text) + Send + Sync>,
+    /// Version of the cgroups in use.
+    pub cgroup: u8,
+    /// Memory that metrics are written into, again and again.
+    pub scratch: Mutex<BytesMut>,
 }
 
 /// An answer that is a refusal.
@@ -77,7 +83,7 @@ fn answer(status: StatusCode, kind: &'static str, content: impl Into<Bytes>) -> 
     response
 }
 
-fn text(status: StatusCode, content: impl Into<String>) -> Response<Body> {
+fn plain(status: StatusCode, content: impl Into<String>) -> Response<Body> {
     answer(status, "text/plain; charset=utf-8", content.into())
 }
 
@@ -85,16 +91,12 @@ fn document(value: &Value) -> Response<Body> {
     answer(StatusCode::OK, "application/json", value.to_string())
 }
 
-fn metrics(content: String) -> Response<Body> {
-    answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", content)
-}
-
 impl Api {
     /// Answers one request of whom the certificate names.
     pub async fn answer(&self, request: Request<Incoming>, certified: Option<User>) -> Response<Body> {
         match self.checked(request, certified).await {
             Ok(response) => response,
-            Err(Refusal(status, content)) => text(status, content + "\n"),
+            Err(Refusal(status, content)) => plain(status, content + "\n"),
         }
     }
 
@@ -158,7 +160,7 @@ impl Api {
             query.iter().any(|(found, value)| found == name && matches!(value.as_str(), "1" | "true" | "True"))
         };
         match route {
-            Route::Healthz | Route::HealthCheck(_) => Ok(text(StatusCode::OK, "ok")),
+            Route::Healthz | Route::HealthCheck(_) => Ok(plain(StatusCode::OK, "ok")),
             Route::Pods => Ok(document(&pod_list(self.view.pods()))),
             Route::RunningPods => self.running_pods().await,
             Route::Configz => Ok(document(&json!({ "kubeletconfig": self.configz }))),
@@ -167,15 +169,18 @@ impl Api {
                 let summary = summary::summary(&self.node, &usage, &self.view.pods(), is_set("only_cpu_and_memory"));
                 Ok(document(&summary))
             }
-            Route::Metrics => Ok(metrics(self.own_metrics())),
+            Route::Metrics => Ok(self.metrics(|text| self.own_metrics(text))),
             Route::ResourceMetrics => {
                 let usage = self.meter.measure().await.inspect_err(|error| tracing::warn!(%error, "/metrics/resource"));
-                Ok(metrics(exposition::resource(usage.ok().as_ref(), &self.view.pods())))
+                let pods = self.view.pods();
+                Ok(self.metrics(|text| exposition::resource(text, usage.ok().as_ref(), &pods)))
             }
             Route::CadvisorMetrics => {
-                Ok(metrics(exposition::cadvisor(&self.meter.measure().await?, &self.view.pods())))
+                let (usage, pods) = (self.meter.measure().await?, self.view.pods());
+                Ok(self.metrics(|text| exposition::cadvisor(text, &usage, &pods)))
             }
-            Route::ProbeMetrics => Ok(metrics(String::new())),
+            Route::ProbeMetrics => Ok(self.metrics(|text| (self.probes)(text))),
+            Route::HealthMetrics => Ok(self.metrics(|text| METRICS.health.write(text))),
             Route::Logs(target) => self.logs(&target, &query),
             Route::Exec(target) => {
                 let id = self.container(&target)?;
@@ -207,24 +212,20 @@ impl Api {
         }
     }
 
-    fn own_metrics(&self) -> String {
-        let pods = self.view.pods();
-        let running = |pod: &&Pod| pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Running"));
-        let containers = pods.iter().flat_map(choose::statuses);
-        let containers = containers.filter(|status| status.state.as_ref().is_some_and(|state| state.running.is_some()));
-        format!(
-            "{}# HELP kubelet_node_name The node's name. The count is always 1.\n# TYPE kubelet_node_name gauge\n\
-             kubelet_node_name{{node=\"{}\"}} 1\n\
-             # HELP kubelet_running_pods Number of pods that have a running pod sandbox\n\
-             # TYPE kubelet_running_pods gauge\nkubelet_running_pods {}\n\
-             # HELP kubelet_running_containers Number of containers currently running\n\
-             # TYPE kubelet_running_containers gauge\nkubelet_running_containers{{container_state=\"running\"}} {}\n{}",
-            crate::health::process::metrics(),
-            self.node,
-            pods.iter().filter(running).count(),
-            containers.count(),
-            (self.metrics)(),
-        )
+    /// An answer in Prometheus' format, written into memory that is used again once the answer is sent.
+    fn metrics(&self, write: impl FnOnce(&mut Text)) -> Response<Body> {
+        let scratch = std::mem::take(&mut *self.scratch.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut text = Text::new(scratch);
+        write(&mut text);
+        let (content, rest) = text.finish();
+        *self.scratch.lock().unwrap_or_else(PoisonError::into_inner) = rest;
+        answer(StatusCode::OK, text::CONTENT_TYPE, content)
+    }
+
+    fn own_metrics(&self, text: &mut Text) {
+        text.raw(&crate::health::process::metrics());
+        own::write(text, &self.node, &self.view.pods(), self.cgroup);
+        METRICS.write(text, Timestamp::now().as_second());
     }
 
     async fn running_pods(&self) -> Answer {

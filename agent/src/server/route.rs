@@ -38,6 +38,8 @@ pub enum Route {
     CadvisorMetrics,
     /// `/metrics/probes`.
     ProbeMetrics,
+    /// `/metrics/slis`.
+    HealthMetrics,
 }
 
 /// A pod, and mostly a container of it.
@@ -125,6 +127,7 @@ pub fn find(method: &Method, path: &str) -> Result<Route, NoRoute> {
         ["metrics", "resource"] => (Route::ResourceMetrics, Methods::Get),
         ["metrics", "cadvisor"] => (Route::CadvisorMetrics, Methods::Get),
         ["metrics", "probes"] => (Route::ProbeMetrics, Methods::Get),
+        ["metrics", "slis"] => (Route::HealthMetrics, Methods::Get),
         ["containerLogs", rest @ ..] => (Route::Logs(container(rest)?), Methods::Get),
         ["exec", rest @ ..] => (Route::Exec(container(rest)?), Methods::GetOrPost),
         ["attach", rest @ ..] => (Route::Attach(container(rest)?), Methods::GetOrPost),

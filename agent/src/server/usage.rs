@@ -45,6 +45,17 @@ pub struct Memory {
     pub faults: (u64, u64),
 }
 
+/// Swap, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swap {
+    /// When it was measured.
+    pub time: Timestamp,
+    /// In use.
+    pub used: u64,
+    /// Left, where there is a limit.
+    pub available: Option<u64>,
+}
+
 /// A file system, in bytes and inodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FileSystem {
@@ -84,6 +95,8 @@ pub struct ContainerUsage {
     pub cpu: Option<Cpu>,
     /// Memory.
     pub memory: Option<Memory>,
+    /// Swap.
+    pub swap: Option<Swap>,
     /// Bytes and inodes of its writable layer.
     pub layer: Option<(u64, u64)>,
 }
@@ -125,6 +138,8 @@ pub struct NodeUsage {
     pub cpu: Cpu,
     /// Memory; `available` is up to the size of the machine.
     pub memory: Memory,
+    /// Swap; `None` on a node without.
+    pub swap: Option<Swap>,
     /// The file system of the kubelet's directory.
     pub root: FileSystem,
     /// The file system of images, and the bytes that they use of it.
@@ -236,6 +251,12 @@ fn memory(usage: cri::MemoryUsage) -> Memory {
     }
 }
 
+/// A runtime on a node without swap answers with nothing in it.
+fn swap(usage: cri::SwapUsage) -> Option<Swap> {
+    let available = usage.swap_available_bytes.map(|value| value.value);
+    Some(Swap { time: time(usage.timestamp), used: usage.swap_usage_bytes?.value, available })
+}
+
 fn container(stats: cri::ContainerStats) -> ContainerUsage {
     let attributes = stats.attributes.unwrap_or_default();
     let layer = stats.writable_layer.map(|layer| (number(layer.used_bytes), number(layer.inodes_used)));
@@ -245,6 +266,7 @@ fn container(stats: cri::ContainerStats) -> ContainerUsage {
         id: attributes.id,
         cpu: stats.cpu.map(cpu),
         memory: stats.memory.map(memory),
+        swap: stats.swap.and_then(swap),
         layer,
     }
 }

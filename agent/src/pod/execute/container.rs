@@ -12,13 +12,14 @@ use super::{Context, Output, hooks, message, sandbox};
 use crate::cri::{ContainerView, CriError};
 use crate::event::EventType;
 use crate::ids::{ContainerId, ObjectKey, SandboxId};
+use crate::metrics::METRICS;
 use crate::objects::{ObjectError, ObjectRef};
 use crate::pod::action::Failure;
 use crate::pod::container_config::{Inputs, container_config};
 use crate::pod::env::{self, EnvError, Sources};
 use crate::pod::facilities::SubPath;
 use crate::pod::spec::{self, Role, SpecContainer};
-use crate::pod::{expand, hosts};
+use crate::pod::{expand, figures, hosts};
 
 const DEFAULT_TERMINATION_PATH: &str = "/dev/termination-log";
 const HOSTS_PATH: &str = "/etc/hosts";
@@ -32,8 +33,11 @@ pub(super) async fn start(context: &Context, name: &str, attempt: u32, sandbox: 
     let Some(found) = spec::find(&context.pod, name) else {
         return Err(config_error(format!("container {name} is no longer in the spec")));
     };
+    let kind = figures::word(found.role);
+    METRICS.pods.containers_started.increment([kind]);
     let result = create_and_start(context, &found, attempt, sandbox).await;
     if let Err(failed) = &result {
+        METRICS.pods.container_errors.increment([failed.reason, kind]);
         let text = format!("Error: {}", failed.message);
         context.shared.event(&context.pod, Some(name), EventType::Warning, "Failed", text);
     }

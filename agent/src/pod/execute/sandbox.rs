@@ -1,7 +1,11 @@
 //! Creating a pod sandbox.
 
+use std::time::Instant;
+
 use super::{Context, Extra, Output, failure};
 use crate::event::EventType;
+use crate::metrics::METRICS;
+use crate::metrics::cells::{DEFAULT, Histogram};
 use crate::pod::action::Failure;
 use crate::pod::sandbox_config::{Inputs, log_directory_name, sandbox_config};
 use crate::pod::{dns, hosts, spec};
@@ -58,8 +62,10 @@ pub(super) async fn create(context: &Context, attempt: u32) -> (Result<Output, F
     let Ok(slot) = slots.acquire_owned().await else {
         return (Err(refuse("the agent is stopping".into())), Extra::Nothing);
     };
+    METRICS.pods.started.increment();
     let result = run(context, attempt).await;
     if let Err(failed) = &result {
+        METRICS.pods.start_errors.increment();
         let text = format!("Failed to create pod sandbox: {}", failed.message);
         context.shared.event(&context.pod, None, EventType::Warning, "FailedCreatePodSandBox", text);
         return (result, Extra::Nothing);
@@ -78,7 +84,14 @@ async fn run(context: &Context, attempt: u32) -> Result<Output, Failure> {
         Some(class) => shared.objects.runtime_handler(class).await.map_err(|error| refuse(error.to_string()))?,
         None => String::new(),
     };
-    let id = match shared.runtime.run_sandbox(config, handler).await {
+    let began = Instant::now();
+    let result = shared.runtime.run_sandbox(config, handler.clone()).await;
+    let make = || Histogram::new(&DEFAULT);
+    METRICS.sandbox_duration.with([&handler], make, |duration| duration.observe(began.elapsed()));
+    if result.is_err() {
+        METRICS.sandbox_errors.increment([&handler]);
+    }
+    let id = match result {
         Ok(id) => id,
         Err(error) => return adopt(context, attempt, failure("FailedCreatePodSandBox", &error)).await,
     };

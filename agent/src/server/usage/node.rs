@@ -4,7 +4,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 
-use super::{Cpu, FileSystem, Interface, Memory, NodeUsage};
+use super::{Cpu, FileSystem, Interface, Memory, NodeUsage, Swap};
 
 pub(super) fn file_system(path: &Path) -> FileSystem {
     let Ok(found) = rustix::fs::statvfs(path) else { return FileSystem::default() };
@@ -76,11 +76,16 @@ fn node_of(files: &NodeFiles, now: Timestamp) -> NodeUsage {
             available: Some(total.saturating_sub(working_set)),
             faults,
         },
+        swap: swap(kib("SwapTotal:"), kib("SwapFree:"), now),
         network: interfaces(&files.net, &files.route),
         processes: (files.pid_max.trim().parse().unwrap_or(0), processes.unwrap_or(0)),
         cpus: files.stat.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu ")).count(),
         ..NodeUsage::default()
     }
+}
+
+fn swap(total: u64, free: u64, time: Timestamp) -> Option<Swap> {
+    (total > 0).then(|| Swap { time, used: total.saturating_sub(free), available: Some(free) })
 }
 
 fn field(text: &str, name: &str) -> Option<u64> {
