@@ -30,6 +30,7 @@ pub mod api_sink;
 pub mod board;
 pub mod facilities;
 pub mod facts;
+pub mod garbage;
 pub mod identity;
 pub mod joined;
 pub mod network;
@@ -173,6 +174,7 @@ async fn run_alone(parts: Parts<'_>, manifests: Option<&Path>, service_cidrs: &[
     let board = Arc::new(Board::new(listeners, shown, config.kubelet.pod_logs_dir.clone()));
     let health = watch::Sender::new(RuntimeHealth::unknown());
     let half = PodHalf::new(config, recorder.clone(), objects, board.clone(), parts.addresses, health).await?;
+    garbage::start(config, half.runtime(), board.clone(), shutdown);
     let listeners = addresses::Listeners {
         pods: Some(half.host_addresses()),
         services: parts.services.as_ref().map(|half| half.handle.clone()),

@@ -192,16 +192,10 @@ async fn pod_logs(
     UrlPath((namespace, name)): UrlPath<(String, String)>,
     Query(query): Query<LogQuery>,
 ) -> Response {
-    let Some(pod) = view.pod(&namespace, &name) else {
-        return refuse(format!("pod {namespace}/{name} not found on this node"));
+    let Place { path, written } = match place_of_log(view.as_ref(), (&namespace, &name), &query) {
+        Ok(place) => place,
+        Err(text) => return refuse(text),
     };
-    let logs::choose::Chosen { container, attempt } =
-        match logs::choose::choose(&pod, query.container.as_deref(), query.previous) {
-            Ok(chosen) => chosen,
-            Err(refusal) => return refuse(refusal.to_string()),
-        };
-    let directory = view.log_dir().join(crate::pod::sandbox_config::log_directory_name(&pod));
-    let path = directory.join(crate::pod::container_config::log_path(&container, attempt));
     let since = query.since.and_then(|seconds| Timestamp::now().checked_sub(SignedDuration::from_secs(seconds)).ok());
     let options = logs::Options {
         tail: query.tail,
@@ -211,13 +205,40 @@ async fn pod_logs(
         limit: query.limit,
     };
     let (tx, rx) = mpsc::channel(4);
-    let ended = {
-        let (view, namespace, name) = (view.clone(), namespace.clone(), name.clone());
-        move || view.pod(&namespace, &name).is_none_or(|pod| !logs::choose::runs(&pod, &container, attempt))
+    let ended = move || match &written {
+        Some((container, attempt)) => {
+            view.pod(&namespace, &name).is_none_or(|pod| !logs::choose::runs(&pod, container, *attempt))
+        }
+        None => true,
     };
     tokio::spawn(logs::read(path, options, ended, tx));
     let stream = stream::unfold(rx, |mut rx| async move { rx.recv().await.map(|chunk| (chunk, rx)) });
     Body::from_stream(stream).into_response()
+}
+
+/// A log file.
+struct Place {
+    path: PathBuf,
+    /// The container and attempt that write to it; nobody does where the pod is gone.
+    written: Option<(String, u32)>,
+}
+
+/// The file of a pod's container, or what was kept of a pod that is gone.
+fn place_of_log(view: &dyn View, (namespace, name): (&str, &str), query: &LogQuery) -> Result<Place, String> {
+    let container = query.container.as_deref();
+    let Some(pod) = view.pod(namespace, name) else {
+        let keep = logs::kept::execute::place(&view.log_dir());
+        let found = logs::kept::execute::find(&keep, namespace, name, container, query.previous);
+        return match found {
+            Some(path) => Ok(Place { path, written: None }),
+            None => Err(format!("pod {namespace}/{name} not found on this node")),
+        };
+    };
+    let chosen = logs::choose::choose(&pod, container, query.previous).map_err(|refusal| refusal.to_string())?;
+    let logs::choose::Chosen { container, attempt } = chosen;
+    let directory = view.log_dir().join(crate::pod::sandbox_config::log_directory_name(&pod));
+    let path = directory.join(crate::pod::container_config::log_path(&container, attempt));
+    Ok(Place { path, written: Some((container, attempt)) })
 }
 
 fn refuse(text: String) -> Response {

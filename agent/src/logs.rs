@@ -284,6 +284,8 @@ async fn pump(
 }
 
 pub mod choose;
+pub mod kept;
+pub mod rotate;
 
 #[cfg(test)]
 mod tests;

@@ -6,5 +6,6 @@ mod alone;
 mod harness_itself;
 mod kills;
 mod leftovers;
+mod logs;
 mod look;
 mod static_pods;

@@ -5,13 +5,17 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 use serde_json::Value;
 
 use crate::control::View;
 use crate::event::ring::{Record, Ring};
-use crate::ids::PodUid;
+use crate::ids::{ContainerId, PodUid};
+use crate::logs::choose;
+use crate::logs::rotate::{LogFile, Writers};
+use crate::pod::container_config::log_path;
 use crate::pod::facilities::StatusSink;
+use crate::pod::sandbox_config::log_directory_name;
 use crate::pod::spec;
 
 /// Where Services and EndpointSlices are shown from.
@@ -78,6 +82,24 @@ impl StatusSink for Board {
                 listener.left(uid).await;
             }
         })
+    }
+}
+
+impl Writers for Board {
+    fn running_logs(&self) -> Vec<LogFile> {
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_pod = |(pod, status): &(Arc<Pod>, Arc<PodStatus>)| {
+            let directory = self.log_dir.join(log_directory_name(pod));
+            let running = choose::all(status).filter(|c| c.state.as_ref().is_some_and(|state| state.running.is_some()));
+            let log = move |container: &ContainerStatus| {
+                let (_, id) = container.container_id.as_deref()?.split_once("://")?;
+                let attempt = u32::try_from(container.restart_count).ok()?;
+                let path = directory.join(log_path(&container.name, attempt));
+                Some(LogFile { id: ContainerId::new(id), path })
+            };
+            running.filter_map(log).collect::<Vec<_>>()
+        };
+        pods.values().flat_map(of_pod).collect()
     }
 }
 

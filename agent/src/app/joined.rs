@@ -15,6 +15,7 @@ use super::addresses;
 use super::admission;
 use super::api_sink::ApiSink;
 use super::board::Board;
+use super::garbage;
 use super::identity::{Identity, VERSION};
 use super::node_extras;
 use super::pods::{HostAddresses, PodHalf};
@@ -154,6 +155,7 @@ async fn start_pods(
     let objects = Arc::new(JoinedObjects::new(client.kube(), objects_tx, envs));
     let half = PodHalf::new(config, recorder.clone(), objects, board.clone(), addresses, health).await?;
     super::server::start(config, client.kube(), half.served(), board.clone(), addresses, shutdown)?;
+    garbage::start(config, half.runtime(), board.clone(), shutdown);
     follow_addresses(parts, node.node(), machine, Some(half.host_addresses()));
     let period = config.kubelet.status_report;
     tokio::spawn(node_extras::run(half.runtime(), extras.clone(), period, (*shutdown).clone()));

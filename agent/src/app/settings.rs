@@ -6,6 +6,7 @@ use crate::cgroup;
 use crate::config::kubelet::CgroupDriver;
 use crate::config::proxy::LocalMode;
 use crate::config::{Config, Mode};
+use crate::logs::kept;
 use crate::node::facts::MachineFacts;
 use crate::pod::{admit, dns, lifecycle, security, shared};
 use crate::quantity::{Format, Quantity};
@@ -66,6 +67,7 @@ pub fn pods(config: &Config) -> shared::Settings {
         max_crash_delay: i64::try_from(kubelet.max_crash_backoff.as_nanos()).unwrap_or(300 * lifecycle::SECOND),
         port_mappings: true,
         container_links: container_links(config),
+        kept_logs: kept::execute::place(&config.kubelet.pod_logs_dir),
     }
 }
 

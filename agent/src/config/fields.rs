@@ -294,12 +294,11 @@ impl Fields {
         Some(parsed)
     }
 
-    /// A quantity of bytes such as `10Mi`.
-    pub fn bytes(&mut self, findings: &mut Findings, name: &str) -> Option<u64> {
-        let parse = |v: &Value| u64::try_from(Quantity::parse(&text(v)?).ok()?.value()).ok();
+    /// A quantity of bytes such as `10Mi`, which may be negative; an empty string stands for the default.
+    pub fn signed_bytes(&mut self, findings: &mut Findings, name: &str) -> Option<i64> {
         self.convert(findings, name, "a quantity such as 10Mi", |v| match text(v)?.as_str() {
             "" => Some(None),
-            _ => parse(v).map(Some),
+            text => Quantity::parse(text).ok().map(|quantity| Some(quantity.value())),
         })
         .flatten()
     }

@@ -113,10 +113,8 @@ pub struct Kubelet {
     pub api_qps: (i64, i64),
     /// Image pulls per second, and burst; 0 for no limit.
     pub registry_qps: (i64, i64),
-    /// Size at which a container log is rotated, in bytes, and how many files of a container are kept.
-    pub log_rotation: (u64, usize),
-    /// How often the sizes of container logs are looked at.
-    pub log_interval: Duration,
+    /// Rotation of container logs; `None` where a negative size switches it off.
+    pub log_rotation: Option<LogRotation>,
     /// Unsafe sysctls that pods may set: names, or prefixes that end in `*`.
     pub allowed_unsafe_sysctls: Vec<String>,
     /// What node allocatable is enforced on.
@@ -135,6 +133,19 @@ pub struct Kubelet {
     pub shutdown_grace: (Duration, Duration),
     /// Log format and klog verbosity of the file.
     pub logging: Logging,
+}
+
+/// When container logs are rotated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogRotation {
+    /// Bytes at which a log is rotated.
+    pub max_size: u64,
+    /// Files of a container that are kept.
+    pub max_files: usize,
+    /// Files that are compressed at once.
+    pub workers: usize,
+    /// Longest time between two looks at a log.
+    pub interval: Duration,
 }
 
 /// A group of processes that node allocatable is enforced on.
@@ -210,7 +221,7 @@ pub struct Logging {
 }
 
 /// Fields that exist and are not read, each with the value that asks for nothing: kubelet's default.
-const UNREAD: [Unread; 62] = [
+const UNREAD: [Unread; 61] = [
     ("syncFrequency", "1m0s"),
     ("fileCheckFrequency", "20s"),
     ("httpCheckFrequency", "20s"),
@@ -257,7 +268,6 @@ const UNREAD: [Unread; 62] = [
     ("iptablesMasqueradeBit", "14"),
     ("iptablesDropBit", "15"),
     ("memorySwap", ""),
-    ("containerLogMaxWorkers", "1"),
     ("reservedSystemCPUs", ""),
     ("showHiddenMetricsForVersion", ""),
     ("defaultPodSysctls", ""),
@@ -334,13 +344,7 @@ pub fn read(mut fields: Fields, f: &mut Findings) -> Kubelet {
         event_qps: qps(all, f, "eventRecordQPS", "eventBurst", (50, 100)),
         api_qps: qps(all, f, "kubeAPIQPS", "kubeAPIBurst", (50, 100)),
         registry_qps: qps(all, f, "registryPullQPS", "registryBurst", (5, 10)),
-        log_rotation: (
-            all.bytes(f, "containerLogMaxSize").unwrap_or(10 * 1024 * 1024),
-            usize::try_from(all.integer(f, "containerLogMaxFiles", 2, i64::from(i32::MAX)).unwrap_or(5)).unwrap_or(5),
-        ),
-        log_interval: all
-            .duration_in(f, "containerLogMonitorInterval", Duration::from_secs(3), Duration::from_secs(86_400))
-            .unwrap_or(Duration::from_secs(10)),
+        log_rotation: sections::log_rotation(all, f),
         allowed_unsafe_sysctls: all.strings(f, "allowedUnsafeSysctls").unwrap_or_default(),
         enforce: sections::enforce(all, f),
         system_reserved_cgroup: all.string(f, "systemReservedCgroup").unwrap_or_default(),

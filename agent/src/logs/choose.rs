@@ -1,6 +1,6 @@
 //! Which log file of a pod is meant: a container and one of its attempts. Pure.
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 
 use crate::pod::spec;
 
@@ -46,11 +46,14 @@ pub enum Refusal {
 
 /// Statuses of all containers of a pod.
 pub fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
-    pod.status.as_ref().into_iter().flat_map(|status| {
-        let app = status.container_statuses.iter().flatten();
-        let init = status.init_container_statuses.iter().flatten();
-        app.chain(init).chain(status.ephemeral_container_statuses.iter().flatten())
-    })
+    pod.status.as_ref().into_iter().flat_map(all)
+}
+
+/// All containers of a status.
+pub fn all(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
+    let app = status.container_statuses.iter().flatten();
+    let init = status.init_container_statuses.iter().flatten();
+    app.chain(init).chain(status.ephemeral_container_statuses.iter().flatten())
 }
 
 /// The log of `container` (the first one when not given), of the attempt before the newest if `previous`.

@@ -36,6 +36,8 @@ pub struct Settings {
     pub port_mappings: bool,
     /// Directory of `/var/log/containers` links; `None` leaves them out.
     pub container_links: Option<PathBuf>,
+    /// Where the last logs of pods that are gone are kept; see [`crate::logs::kept`].
+    pub kept_logs: PathBuf,
 }
 
 /// Everything that a worker needs, shared by all.

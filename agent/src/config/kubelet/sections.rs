@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Authorization, Enforce, Kubelet, Logging, Server};
+use super::{Authorization, Enforce, Kubelet, LogRotation, Logging, Server};
 use crate::config::fields::{Fields, Findings};
 use crate::quantity::Quantity;
 
@@ -151,6 +151,19 @@ pub(super) fn server(all: &mut Fields, f: &mut Findings) -> Server {
         },
         stream_idle: all.duration(f, "streamingConnectionIdleTimeout").unwrap_or(Duration::from_secs(4 * 3600)),
     }
+}
+
+/// Rotation of container logs. A negative size switches it off, as in kubelet.
+pub(super) fn log_rotation(all: &mut Fields, f: &mut Findings) -> Option<LogRotation> {
+    let size = all.signed_bytes(f, "containerLogMaxSize").unwrap_or(10 * 1024 * 1024);
+    let count = |number: i64| usize::try_from(number).unwrap_or(usize::MAX);
+    let max_files = count(all.integer(f, "containerLogMaxFiles", 2, i64::from(i32::MAX)).unwrap_or(5));
+    let workers = count(all.integer(f, "containerLogMaxWorkers", 1, i64::from(i32::MAX)).unwrap_or(1));
+    let (shortest, longest) = (Duration::from_secs(3), Duration::from_secs(86_400));
+    let interval = all.duration_in(f, "containerLogMonitorInterval", shortest, longest);
+    let interval = interval.unwrap_or(Duration::from_secs(10));
+    let max_size = u64::try_from(size).ok()?;
+    Some(LogRotation { max_size, max_files, workers, interval })
 }
 
 /// `shutdownGracePeriod` and its part for critical pods; zero switches the feature off.

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use super::{Context, Output, container, failure, hooks, message};
 use crate::event::EventType;
 use crate::ids::ContainerId;
+use crate::logs::kept;
 use crate::pod::action::{Failure, KillReason};
 use crate::pod::sandbox_config::log_directory_name;
-use crate::pod::shared::Settings;
+use crate::pod::shared::{Settings, now};
 use crate::pod::spec;
 
 /// Least time that a container has after its preStop hook, however long that took.
@@ -96,10 +97,11 @@ pub(super) async fn remove_logs(context: &Context) -> Result<Output, Failure> {
     removed.map(|()| Output::Done).map_err(|message| Failure { reason: "FailedSync", message, container: None })
 }
 
-/// Removes a pod's log directory by its name, `NAMESPACE_NAME_UID`, and the links to its logs. Idempotent.
+/// Takes a pod's log directory away by its name, `NAMESPACE_NAME_UID`, and the links to its logs. The last logs are kept for a
+/// while. Idempotent.
 pub async fn remove_log_directory(settings: &Settings, name: &str) -> Result<(), String> {
     let directory = settings.log_dir.join(name);
-    let links = settings.container_links.clone();
+    let (links, keep) = (settings.container_links.clone(), settings.kept_logs.clone());
     let mut parts = name.split('_');
     let (namespace, pod) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let prefix = format!("{pod}_{namespace}_");
@@ -107,12 +109,8 @@ pub async fn remove_log_directory(settings: &Settings, name: &str) -> Result<(),
         if let Some(links) = links {
             remove_links(&links, &prefix, &directory);
         }
-        match std::fs::remove_dir_all(&directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(format!("remove log directory {}: {error}", directory.display()))
-            }
-            _ => Ok(()),
-        }
+        kept::execute::put(&directory, &keep, &kept::LIMITS, now())
+            .map_err(|error| format!("remove log directory {}: {error}", directory.display()))
     });
     removed.await.unwrap_or_else(|error| Err(error.to_string()))
 }
