@@ -76,6 +76,7 @@ pub mod ids;
 pub mod metrics;
 pub mod objects;
 pub mod quantity;
+pub mod selector;
 pub mod watch;
 
 // Edges: the API server, the runtime, people.

@@ -1,4 +1,4 @@
-//! What a pod may need besides its own spec: ConfigMaps, Secrets, tokens and the Services of its namespace.
+//! What a pod may need besides its own spec: ConfigMaps, Secrets, tokens, claims and the Services of its namespace.
 //!
 //! The pod domain sees only [`Objects`]. Joined to a control plane it is answered by watches of single objects
 //! (`api::objects`); alone it is answered from the manifest directory (`source::manifest_dir`).
@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret};
 
 use crate::ids::{ObjectKey, PodUid};
 
@@ -116,4 +116,11 @@ pub trait Objects: Send + Sync + 'static {
 
     /// The runtime's handler of a RuntimeClass (`handler` of the object; KEP-585).
     fn runtime_handler<'a>(&'a self, class: &'a str) -> BoxFuture<'a, Result<String, ObjectError>>;
+
+    /// A claim as it is now. Asked for when a volume is set up, never watched: the Node authorizer lets a node get the
+    /// claims of its pods, and a bound claim stays bound.
+    fn claim<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<PersistentVolumeClaim, ObjectError>>;
+
+    /// The PersistentVolume that a claim of a pod here is bound to.
+    fn persistent_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<PersistentVolume, ObjectError>>;
 }

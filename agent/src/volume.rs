@@ -5,6 +5,8 @@
 //!  pods/UID/plugins/kubernetes.io~empty-dir/NAME/ready    setup was finished once
 //!  pods/UID/volume-subpaths/VOLUME/CONTAINER/INDEX        bind mounts of subPaths
 //!  pods/UID/containers/NAME/ID                     termination message
+//!  pods/UID/volumeDevices/kubernetes.io~local-volume/PV  link to a block device
+//!  pods/UID/plugins/nodelet~claim/NAME                   what the claim of a volume came to; the agent's own
 //!  pods/UID/etc-hosts
 //! ```
 //! The layout, modes and markers are kubelet's, so that either agent takes over what the other left.
@@ -15,25 +17,29 @@
 //! such call at a time; a call that hangs (a dead file server behind a hostPath) holds up only its own pod.
 //!
 //! Containers may change what is in their volumes at any time, so nothing here trusts a path that was checked before:
-//! see `safe_path` and `remove`. Volumes of claims, CSI and other network types are refused with a clear text.
+//! see `safe_path` and `remove`. Claims are followed to hostPath and local PersistentVolumes (`claim`: pure); what a
+//! claim came to is written beside the volumes and holds for the pod's life. CSI and network types are refused with a
+//! clear text.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use futures_util::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::OwnedMutexGuard;
 
-use crate::cgroup;
-use crate::ids::{ObjectKey, PodUid};
-use crate::objects::{ObjectError, ObjectRef, Objects, TokenAsk};
+use crate::event::Recorder;
+use crate::ids::PodUid;
+use crate::objects::{ObjectRef, Objects};
 use crate::quantity::Quantity;
 
 mod atomic_write;
+mod claim;
 mod content;
+mod gather;
 mod host_path;
+mod local;
 mod mount;
 mod ownership;
 mod plan;
@@ -43,13 +49,12 @@ mod setup;
 
 pub use safe_path::PathError;
 
-use content::{Context, Fetched};
-use plan::{Atomic, Piece, Source};
+use claim::Claimed;
 use safe_path::{Dir, is_component};
-use setup::{Job, PodFiles, SubPathPlace};
+use setup::{PodFiles, Reporter, SubPathPlace};
 
-/// Tokens are renewed at this age at the latest, whatever their life.
-const MAX_TOKEN_AGE: Duration = Duration::from_secs(24 * 3600);
+/// When to look again at volumes whose objects could not be read, and which kept what they had.
+const STALE_RETRY: Duration = Duration::from_secs(10);
 
 /// Configuration of volumes.
 #[derive(Clone, Debug)]
@@ -65,6 +70,8 @@ pub struct Settings {
 pub struct PodFacts {
     /// What the node can give to pods: the default of limits in the downward API, and the bound of memory volumes.
     pub node_allocatable: BTreeMap<String, Quantity>,
+    /// The node's labels, which a PersistentVolume's node affinity is compared with.
+    pub node_labels: BTreeMap<String, String>,
 }
 
 /// A volume that is in place.
@@ -74,6 +81,8 @@ pub struct PlacedVolume {
     pub path: PathBuf,
     /// Whether containers must mount it read-only, whatever their spec says: the agent writes to it.
     pub read_only: bool,
+    /// Whether it is a block device, for `volumeDevices`.
+    pub is_device: bool,
 }
 
 /// The volumes of a pod that are in place.
@@ -157,12 +166,33 @@ pub enum VolumeError {
 
 /// One volume that could not be set up, in kubelet's words.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("MountVolume.SetUp failed for volume {volume:?} : {reason}")]
-pub struct SetUpFailure {
-    /// Name of the volume.
-    pub volume: String,
-    /// What went wrong.
-    pub reason: String,
+pub enum SetUpFailure {
+    /// A step of setting up a volume that is known.
+    #[error("{step} failed for volume {volume:?} : {reason}")]
+    Step {
+        /// Such as `MountVolume.SetUp`.
+        step: &'static str,
+        /// Name of the volume; of a claim's that of its PersistentVolume.
+        volume: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// What the volume is could not be told: something about its claim.
+    #[error(
+        "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached volumes=[], failed to process volumes=[{volume}]: {reason}"
+    )]
+    Unprocessed {
+        /// Name of the volume in the pod.
+        volume: String,
+        /// What went wrong.
+        reason: String,
+    },
+}
+
+impl SetUpFailure {
+    fn set_up(volume: &str, reason: String) -> Self {
+        Self::Step { step: "MountVolume.SetUp", volume: volume.to_owned(), reason }
+    }
 }
 
 /// Volumes of all pods of this node. Cheap to clone.
@@ -176,6 +206,7 @@ struct Inner {
     /// `ROOT/pods` without symlinks, as mountinfo names it.
     pods_dir: PathBuf,
     objects: Arc<dyn Objects>,
+    recorder: Recorder,
     pods: Mutex<HashMap<PodUid, PodState>>,
 }
 
@@ -185,6 +216,8 @@ struct PodState {
     turn: Arc<tokio::sync::Mutex<()>>,
     /// Where the volumes were put last.
     paths: BTreeMap<String, PathBuf>,
+    /// What the claims of its volumes came to, by volume.
+    claims: BTreeMap<String, Claimed>,
 }
 
 /// ConfigMaps and Secrets that a pod's volumes refer to.
@@ -193,43 +226,56 @@ pub fn object_refs(pod: &Pod) -> Vec<ObjectRef> {
 }
 
 impl Volumes {
-    /// Creates the root directories if they are missing.
-    pub fn new(settings: Settings, objects: Arc<dyn Objects>) -> Result<Self, VolumeError> {
+    /// Creates the root directories if they are missing, and reads what earlier agents wrote about claims.
+    pub fn new(settings: Settings, objects: Arc<dyn Objects>, recorder: Recorder) -> Result<Self, VolumeError> {
         let fail = |what, path: &Path, e: std::io::Error| safe_path::error(what, path, e);
         let root = &settings.root_dir;
         std::fs::create_dir_all(root).map_err(|e| fail("create directory", root, e))?;
         let pods_dir = Dir::open(root)?.ensure("pods", 0o750)?.path().to_owned();
         let pods_dir = pods_dir.canonicalize().map_err(|e| fail("resolve", &pods_dir, e))?;
-        let inner = Inner { settings, pods_dir, objects, pods: Mutex::default() };
-        Ok(Self { inner: Arc::new(inner) })
+        let inner = Inner { settings, pods_dir, objects, recorder, pods: Mutex::default() };
+        let volumes = Self { inner: Arc::new(inner) };
+        let pods = Dir::open(&volumes.inner.pods_dir)?;
+        for uid in volumes.existing_pods()? {
+            let claims = local::recorded_claims(&pods, uid.as_str());
+            if !claims.is_empty() {
+                volumes.state(&uid, |state| state.claims = claims);
+            }
+        }
+        Ok(volumes)
     }
 
     /// Puts the pod's volumes in place, or brings them up to date. Idempotent.
     pub async fn ensure(&self, pod: &Arc<Pod>, facts: &PodFacts) -> Result<PodVolumes, VolumeError> {
         let uid = PodUid::new(pod.metadata.uid.as_deref().unwrap_or_default());
+        check_name("pod UID", uid.as_str())?;
         let (jobs, refresh_at) = self.jobs(pod, facts).await;
-        let files = PodFiles { group: plan::fs_group(pod), now: SystemTime::now() };
-        let read_only: BTreeMap<String, bool> =
-            jobs.iter().map(|job| (job.wanted.name.clone(), plan::is_read_only(&job.wanted.source))).collect();
-        let (paths, problems) = self
+        let files = PodFiles {
+            group: plan::fs_group(pod),
+            on_mismatch_only: plan::changes_group_on_mismatch_only(pod),
+            now: SystemTime::now(),
+            reporter: Reporter::new(pod, self.inner.recorder.clone()),
+        };
+        let (placed, failures) = self
             .on_pod(&uid, move |pods, uid| {
                 let pod = pods.ensure(uid, 0o750)?;
                 for part in ["volumes", "plugins", "containers"] {
                     pod.ensure(part, 0o750)?;
                 }
-                Ok(setup::set_up_all(&pod, &jobs, files))
+                Ok(setup::set_up_all(&pod, &jobs, &files))
             })
             .await?;
-        self.state(&uid, |state| state.paths.clone_from(&paths));
-        if !problems.is_empty() {
-            let failures = problems.into_iter().map(|(volume, reason)| SetUpFailure { volume, reason });
-            return Err(VolumeError::SetUp(failures.collect()));
+        self.state(&uid, |state| {
+            state.paths = placed.iter().map(|(name, made)| (name.clone(), made.volume.path.clone())).collect();
+            // Others may have a volume that this pod could not set up.
+            state.claims.retain(|volume, _| placed.contains_key(volume));
+        });
+        if !failures.is_empty() {
+            return Err(VolumeError::SetUp(failures));
         }
-        let placed = |(name, path): (String, PathBuf)| {
-            let read_only = read_only.get(&name).copied().unwrap_or(false);
-            (name, PlacedVolume { path, read_only })
-        };
-        Ok(PodVolumes { volumes: paths.into_iter().map(placed).collect(), refresh_at })
+        let retry_at = placed.values().any(|made| made.is_stale).then(|| SystemTime::now() + STALE_RETRY);
+        let refresh_at = [refresh_at, retry_at].into_iter().flatten().min();
+        Ok(PodVolumes { volumes: placed.into_iter().map(|(name, made)| (name, made.volume)).collect(), refresh_at })
     }
 
     /// Makes a subPath safe to mount: the container can no longer change where the answered path leads. Idempotent.
@@ -291,73 +337,6 @@ impl Volumes {
         self.inner.pods_dir.join(uid.as_str())
     }
 
-    /// Fetches what the volumes need and decides their files. Answers when a token has to be renewed.
-    async fn jobs(&self, pod: &Pod, facts: &PodFacts) -> (Vec<Job>, Option<SystemTime>) {
-        let context = Context {
-            pod,
-            allocatable: &facts.node_allocatable,
-            group: plan::fs_group(pod),
-            user: plan::common_user(pod),
-        };
-        let wanted = plan::wanted(pod);
-        let pieces = wanted.iter().map(|wanted| async {
-            match &wanted.source {
-                Source::Atomic(atomic) => self.fetch(pod, atomic).await,
-                Source::EmptyDir { .. } | Source::HostPath { .. } | Source::Refused(_) => Vec::new(),
-            }
-        });
-        let fetched = join_all(pieces).await;
-        let refresh_at = fetched.iter().flatten().filter_map(renewal).min();
-        let bytes = |amount: Option<i64>| amount.and_then(|a| u64::try_from(a).ok());
-        let pod_limit = bytes(cgroup::plan::pod_memory_limit(pod));
-        let allocatable = bytes(facts.node_allocatable.get("memory").map(|memory| memory.value()));
-        let jobs = wanted.into_iter().zip(fetched).map(|(wanted, fetched)| {
-            let (payload, limit) = match &wanted.source {
-                Source::Atomic(atomic) => (content::payload(atomic, &fetched, &context), None),
-                Source::EmptyDir { limit, .. } => (Ok(content::Payload::new()), *limit),
-                Source::HostPath { .. } | Source::Refused(_) => (Ok(content::Payload::new()), None),
-            };
-            Job { payload, size: plan::tmpfs_size(limit, pod_limit, allocatable), wanted }
-        });
-        (jobs.collect(), refresh_at)
-    }
-
-    async fn fetch(&self, pod: &Pod, atomic: &Atomic) -> Vec<Fetched> {
-        join_all(atomic.pieces.iter().map(|piece| self.fetch_piece(pod, piece))).await
-    }
-
-    async fn fetch_piece(&self, pod: &Pod, piece: &Piece) -> Fetched {
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-        let objects = &self.inner.objects;
-        match piece {
-            Piece::ConfigMap { name, optional, .. } => {
-                match objects.config_map(&ObjectKey::new(namespace, name)).await {
-                    Ok(map) => Fetched::ConfigMap(map),
-                    Err(error) => absent(error, *optional),
-                }
-            }
-            Piece::Secret { name, optional, .. } => match objects.secret(&ObjectKey::new(namespace, name)).await {
-                Ok(secret) => Fetched::Secret(secret),
-                Err(error) => absent(error, *optional),
-            },
-            Piece::Token { audience, expiration_seconds, .. } => {
-                let account = pod.spec.as_ref().and_then(|s| s.service_account_name.as_deref());
-                let ask = TokenAsk {
-                    service_account: ObjectKey::new(namespace, account.filter(|a| !a.is_empty()).unwrap_or("default")),
-                    pod_name: pod.metadata.name.clone().unwrap_or_default(),
-                    pod_uid: PodUid::new(pod.metadata.uid.as_deref().unwrap_or_default()),
-                    audience: audience.clone(),
-                    expiration_seconds: *expiration_seconds,
-                };
-                match objects.token(&ask).await {
-                    Ok(token) => Fetched::Token(token),
-                    Err(error) => absent(error, false),
-                }
-            }
-            Piece::Downward { .. } | Piece::Refused(_) => Fetched::Nothing,
-        }
-    }
-
     /// Runs blocking work on a pod's directory, one at a time for each pod, and gives up waiting after the deadline.
     /// Work that hangs keeps its thread and the pod's turn; no second thread is spent on the same pod.
     async fn on_pod<T: Send + 'static>(
@@ -388,22 +367,6 @@ impl Volumes {
     fn pods(&self) -> std::sync::MutexGuard<'_, HashMap<PodUid, PodState>> {
         self.inner.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn absent(error: ObjectError, optional: bool) -> Fetched {
-    match error {
-        ObjectError::NotFound { .. } if optional => Fetched::Nothing,
-        ObjectError::NotFound { kind, key } => Fetched::Failed(format!("{kind} {:?} not found", &*key.name)),
-        other @ ObjectError::Unavailable { .. } => Fetched::Failed(other.to_string()),
-    }
-}
-
-/// When a token is to be renewed: at 80 % of its life, and after a day at the latest.
-fn renewal(fetched: &Fetched) -> Option<SystemTime> {
-    let Fetched::Token(token) = fetched else { return None };
-    let life = Duration::from_secs(u64::try_from(token.expires_at.saturating_sub(token.issued_at)).unwrap_or(0));
-    let issued = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(token.issued_at).unwrap_or(0));
-    Some(issued + (life * 4 / 5).min(MAX_TOKEN_AGE))
 }
 
 fn check_name(what: &'static str, name: &str) -> Result<(), VolumeError> {

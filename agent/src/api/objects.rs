@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::serde::de::DeserializeOwned;
@@ -167,11 +167,7 @@ impl<K: PodObject> Store<K> {
     /// For objects that nobody registered.
     async fn get(&self, key: &ObjectKey) -> Result<Arc<K>, ObjectError> {
         let api = Api::<K>::namespaced(self.client.clone(), &key.namespace);
-        match api.get_opt(&key.name).await {
-            Ok(Some(object)) => Ok(Arc::new(slim(object))),
-            Ok(None) => Err(ObjectError::NotFound { kind: K::KIND, key: key.clone() }),
-            Err(error) => Err(ObjectError::Unavailable { kind: K::KIND, key: key.clone(), reason: error_text(&error) }),
-        }
+        Ok(Arc::new(slim(get(&api, K::KIND, key).await?)))
     }
 }
 
@@ -297,104 +293,32 @@ impl Objects for JoinedObjects {
 
     /// Asked for at each use: few pods name a class, and a class is looked up once for a sandbox.
     fn runtime_handler<'a>(&'a self, class: &'a str) -> BoxFuture<'a, Result<String, ObjectError>> {
-        Box::pin(async move {
-            let key = || ObjectKey::new("", class);
-            match Api::<RuntimeClass>::all(self.client.clone()).get_opt(class).await {
-                Ok(Some(found)) => Ok(found.handler),
-                Ok(None) => Err(ObjectError::NotFound { kind: "runtimeclass", key: key() }),
-                Err(error) => {
-                    Err(ObjectError::Unavailable { kind: "runtimeclass", key: key(), reason: error_text(&error) })
-                }
-            }
-        })
+        let api = Api::<RuntimeClass>::all(self.client.clone());
+        Box::pin(async move { Ok(get(&api, "runtimeclass", &ObjectKey::new("", class)).await?.handler) })
+    }
+
+    fn claim<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<PersistentVolumeClaim, ObjectError>> {
+        let api = Api::namespaced(self.client.clone(), &key.namespace);
+        Box::pin(async move { get(&api, "persistentvolumeclaims", key).await })
+    }
+
+    fn persistent_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<PersistentVolume, ObjectError>> {
+        let api = Api::all(self.client.clone());
+        Box::pin(async move { get(&api, "persistentvolumes", &ObjectKey::new("", name)).await })
+    }
+}
+
+/// For objects that are asked for at each use.
+async fn get<K>(api: &Api<K>, kind: &'static str, key: &ObjectKey) -> Result<K, ObjectError>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    match api.get_opt(&key.name).await {
+        Ok(Some(found)) => Ok(found),
+        Ok(None) => Err(ObjectError::NotFound { kind, key: key.clone() }),
+        Err(error) => Err(ObjectError::Unavailable { kind, key: key.clone(), reason: error_text(&error) }),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config_map(version: &str) -> ConfigMap {
-        serde_json::from_value(serde_json::json!({
-            "metadata": { "namespace": "d", "name": "c", "resourceVersion": version,
-                "annotations": { "kubectl.kubernetes.io/last-applied-configuration": "{}" } },
-            "data": { "k": version },
-        }))
-        .expect("config map")
-    }
-
-    struct Fixture {
-        sink: ObjectSink<ConfigMap>,
-        changed: mpsc::UnboundedReceiver<PodUid>,
-    }
-
-    impl Fixture {
-        fn new() -> Self {
-            let (tx, changed) = mpsc::unbounded_channel();
-            let key = ObjectKey::new("d", "c");
-            let watched = Watched {
-                users: BTreeSet::from([PodUid::new("p")]),
-                known: watch::Sender::new(Known::Unanswered),
-                missed: false,
-                watch: None,
-            };
-            let table: Table<ConfigMap> = Arc::new(Mutex::new(HashMap::from([(key.clone(), watched)])));
-            Self { sink: ObjectSink { key, table, changed: tx, listed: Known::Absent }, changed }
-        }
-
-        fn list(&mut self, object: Option<ConfigMap>) {
-            self.sink.handle(WatchEvent::Restart);
-            if let Some(object) = object {
-                self.sink.handle(WatchEvent::InitApply(object));
-            }
-            self.sink.handle(WatchEvent::InitDone);
-        }
-
-        fn wakes(&mut self) -> usize {
-            std::iter::from_fn(|| self.changed.try_recv().ok()).count()
-        }
-
-        fn value(&self) -> Option<String> {
-            let table = lock(&self.sink.table);
-            match &*table[&self.sink.key].known.borrow() {
-                Known::Present(object) => {
-                    assert!(object.metadata.annotations.is_none());
-                    object.data.as_ref().and_then(|data| data.get("k").cloned())
-                }
-                Known::Absent | Known::Unanswered => None,
-            }
-        }
-    }
-
-    #[test]
-    fn a_relist_that_shows_nothing_new_wakes_nobody() {
-        let mut fixture = Fixture::new();
-        fixture.list(Some(config_map("1")));
-        fixture.list(Some(config_map("1")));
-        assert_eq!((fixture.wakes(), fixture.value().as_deref()), (0, Some("1")));
-        fixture.list(Some(config_map("2")));
-        assert_eq!((fixture.wakes(), fixture.value().as_deref()), (1, Some("2")));
-        fixture.list(None);
-        assert_eq!((fixture.wakes(), fixture.value()), (1, None));
-        fixture.sink.handle(WatchEvent::Apply(config_map("3")));
-        assert_eq!((fixture.wakes(), fixture.value().as_deref()), (1, Some("3")));
-    }
-
-    #[test]
-    fn the_last_known_value_is_served_while_a_list_is_under_way() {
-        let mut fixture = Fixture::new();
-        fixture.list(Some(config_map("1")));
-        fixture.sink.handle(WatchEvent::Restart);
-        assert_eq!(fixture.value().as_deref(), Some("1"));
-    }
-
-    #[test]
-    fn pods_that_gave_up_waiting_hear_of_the_first_answer() {
-        let mut fixture = Fixture::new();
-        if let Some(watched) = lock(&fixture.sink.table).get_mut(&fixture.sink.key) {
-            watched.missed = true;
-        }
-        fixture.list(None);
-        assert_eq!(fixture.wakes(), 1);
-    }
-}
+mod tests;

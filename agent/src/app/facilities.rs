@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use nodelet_proto::cri;
@@ -14,6 +15,7 @@ use crate::cgroup::{Cgroups, QosClass, qos_class};
 use crate::cri::{CriError, Runtime};
 use crate::ids::{ContainerId, PodUid};
 use crate::objects::ObjectRef;
+use crate::pod::admit;
 use crate::pod::facilities::{Facilities, PodVolumes, SubPath};
 use crate::pod::spec;
 use crate::probe::{ExecError, ExecFn, ExecOutcome};
@@ -28,6 +30,8 @@ pub struct NodeFacilities {
     pub cgroups: Cgroups,
     /// What pods may use of the node.
     pub allocatable: BTreeMap<String, Quantity>,
+    /// The node, for its labels.
+    pub node: Arc<ArcSwap<admit::Node>>,
 }
 
 fn text<T>(result: Result<T, VolumeError>) -> Result<T, String> {
@@ -37,13 +41,15 @@ fn text<T>(result: Result<T, VolumeError>) -> Result<T, String> {
 impl Facilities for NodeFacilities {
     fn ensure_volumes<'a>(&'a self, pod: &'a Arc<Pod>) -> BoxFuture<'a, Result<PodVolumes, String>> {
         Box::pin(async move {
-            let facts = PodFacts { node_allocatable: self.allocatable.clone() };
+            let node_labels = self.node.load().labels.clone();
+            let facts = PodFacts { node_allocatable: self.allocatable.clone(), node_labels };
             let placed = text(self.volumes.ensure(pod, &facts).await)?;
             let nanos = |d: Duration| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX);
             let refresh_at = placed.refresh_at.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(nanos);
             let read_only = placed.volumes.iter().filter(|(_, v)| v.read_only).map(|(name, _)| name.clone()).collect();
+            let devices = placed.volumes.iter().filter(|(_, v)| v.is_device).map(|(name, _)| name.clone()).collect();
             let paths = placed.volumes.into_iter().map(|(name, volume)| (name, volume.path)).collect();
-            Ok(PodVolumes { paths, read_only, refresh_at })
+            Ok(PodVolumes { paths, read_only, devices, refresh_at })
         })
     }
 

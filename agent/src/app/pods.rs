@@ -81,7 +81,7 @@ impl PodHalf {
         // kubelet gives a pod 2 min 3 s for its volumes before it says so.
         let volume_settings =
             volume::Settings { root_dir: config.root_dir.clone(), deadline: Duration::from_secs(123) };
-        let volumes = Volumes::new(volume_settings, objects.clone())?;
+        let volumes = Volumes::new(volume_settings, objects.clone(), recorder.clone())?;
         let (probes_tx, probes) = mpsc::unbounded_channel();
         let (announced_tx, announced) = mpsc::unbounded_channel();
         let prober =
@@ -91,6 +91,7 @@ impl PodHalf {
         for directory in [Some(&settings.log_dir), settings.container_links.as_ref()].into_iter().flatten() {
             std::fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
         }
+        let node = Arc::new(ArcSwap::from_pointee(super::settings::admission(config, &machine)));
         let shared = Arc::new(Shared {
             images: Images::new(runtime.clone(), kubelet.parallel_pulls),
             runtime,
@@ -99,13 +100,14 @@ impl PodHalf {
                 volumes,
                 cgroups,
                 allocatable: facts::allocatable(&machine, kubelet, true),
+                node: node.clone(),
             }),
             probes: prober.clone(),
             sink,
             recorder,
             journal: Journal::open(config.state_dir.join("pods"))?,
             settings,
-            node: Arc::new(ArcSwap::from_pointee(super::settings::admission(config, &machine))),
+            node,
             host_ips: ArcSwap::from_pointee(addresses.iter().map(ToString::to_string).collect()),
             runtime_name: ArcSwap::from_pointee(version.runtime_name),
             announced: announced_tx,

@@ -6,12 +6,13 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Pod, Taint, Toleration};
 
 use super::spec;
 use crate::cgroup::ResourceList;
 use crate::cgroup::resources::{Overhead, amount, pod_requests};
 use crate::quantity::{Format, Quantity};
+use crate::selector;
 
 /// What is compared with a pod.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -201,41 +202,8 @@ fn matches_node(pod: &Pod, node: &Node) -> bool {
     let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
     match affinity.and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref()) {
         // Terms are alternatives, and none of them is none.
-        Some(required) => required.node_selector_terms.iter().any(|term| matches_term(term, node)),
+        Some(required) => selector::matches(&required.node_selector_terms, &node.name, &node.labels),
         None => true,
-    }
-}
-
-/// All requirements of a term; a term without any matches nothing.
-fn matches_term(term: &NodeSelectorTerm, node: &Node) -> bool {
-    let expressions = term.match_expressions.as_deref().unwrap_or_default();
-    let fields = term.match_fields.as_deref().unwrap_or_default();
-    if expressions.is_empty() && fields.is_empty() {
-        return false;
-    }
-    let label = |requirement: &NodeSelectorRequirement| {
-        matches_requirement(requirement, node.labels.get(&requirement.key).map(String::as_str))
-    };
-    let field = |requirement: &NodeSelectorRequirement| {
-        let value = (requirement.key == "metadata.name").then_some(node.name.as_str());
-        matches_requirement(requirement, value)
-    };
-    expressions.iter().all(label) && fields.iter().all(field)
-}
-
-fn matches_requirement(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
-    let values = requirement.values.as_deref().unwrap_or_default();
-    let is_listed = || value.is_some_and(|value| values.iter().any(|listed| listed == value));
-    let numbers = || Some((value?.parse::<i64>().ok()?, values.first()?.parse::<i64>().ok()?));
-    match requirement.operator.as_str() {
-        "In" => is_listed(),
-        "NotIn" => !is_listed(),
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        "Gt" => numbers().is_some_and(|(ours, bound)| ours > bound),
-        "Lt" => numbers().is_some_and(|(ours, bound)| ours < bound),
-        // The API server lets no other through; what is not understood does not match.
-        _ => false,
     }
 }
 

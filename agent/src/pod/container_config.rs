@@ -24,6 +24,8 @@ pub struct Inputs<'a> {
     pub env: Vec<(String, String)>,
     /// All mounts.
     pub mounts: Vec<cri::Mount>,
+    /// Block devices.
+    pub devices: Vec<cri::Device>,
     /// Resources.
     pub resources: cri::LinuxContainerResources,
     /// For ephemeral containers: the container whose process namespace is joined.
@@ -59,6 +61,7 @@ pub fn container_config(
         working_dir: container.working_dir.clone().unwrap_or_default(),
         envs: inputs.env.iter().map(|(k, v)| cri::KeyValue { key: k.clone(), value: v.clone().into() }).collect(),
         mounts: inputs.mounts,
+        devices: inputs.devices,
         labels: container_labels(pod, container),
         annotations: annotations(pod, container, inputs.attempt),
         log_path: log_path(&container.name, inputs.attempt),
@@ -135,6 +138,7 @@ mod tests {
             image_user: ImageUser::default(),
             env: vec![("A".into(), "1".into())],
             mounts: Vec::new(),
+            devices: Vec::new(),
             resources: cri::LinuxContainerResources::default(),
             target: None,
             security: &settings,
@@ -251,6 +255,7 @@ mod tests {
             image_user: ImageUser::default(),
             env: Vec::new(),
             mounts: Vec::new(),
+            devices: Vec::new(),
             resources: cri::LinuxContainerResources::default(),
             target: None,
             security: &settings,

@@ -22,8 +22,10 @@ use crate::quantity::Quantity;
 pub struct PodVolumes {
     /// Where each volume is on the host, by volume name.
     pub paths: BTreeMap<String, PathBuf>,
-    /// Volumes that containers may only read, whatever their spec says: the agent writes them.
+    /// Volumes that containers may only read, whatever their spec says: the agent writes them, or their claim says so.
     pub read_only: BTreeSet<String>,
+    /// Volumes that are block devices, for `volumeDevices`.
+    pub devices: BTreeSet<String>,
     /// When something in them has to be renewed (a token).
     pub refresh_at: Option<Nanos>,
 }

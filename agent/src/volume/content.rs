@@ -42,6 +42,8 @@ pub(super) enum Fetched {
     Nothing,
     /// Why it could not be had.
     Failed(String),
+    /// The same, but the answer is not the last: the API server is away, or has not answered yet.
+    Unavailable(String),
 }
 
 /// What the content depends on besides the objects.
@@ -70,7 +72,7 @@ pub(super) fn payload(atomic: &Atomic, fetched: &[Fetched], context: &Context<'_
 fn piece_files(piece: &Piece, fetched: &Fetched, mode: u32, context: &Context<'_>) -> Result<Payload, String> {
     match (piece, fetched) {
         (Piece::Refused(reason), _) => Err(reason.clone()),
-        (_, Fetched::Failed(reason)) => Err(reason.clone()),
+        (_, Fetched::Failed(reason) | Fetched::Unavailable(reason)) => Err(reason.clone()),
         (Piece::ConfigMap { items, optional, .. }, Fetched::ConfigMap(map)) => {
             selected(&config_map_keys(map), items, mode, *optional, "configmap references non-existent config key")
         }

@@ -1,4 +1,5 @@
-//! The only file that mounts and unmounts, by file descriptor where the kernel can (fsopen(2), open_tree(2)).
+//! The only file that mounts and unmounts, by file descriptor where the kernel can (fsopen(2), open_tree(2), mount_setattr(2)).
+#![allow(unsafe_code)]
 
 use std::ffi::OsString;
 use std::io;
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
+use super::claim::BindOption;
 use super::safe_path::{Dir, PathError, error};
 
 /// A new tmpfs, not yet visible anywhere. Without a size the kernel's default applies (half of memory). Its pages are
@@ -29,6 +31,65 @@ fn tmpfs(size: Option<u64>) -> io::Result<OwnedFd> {
 pub(super) fn bind(source: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     attach(&rustix::mount::open_tree(source, "", flags)?, target)
+}
+
+/// As [`bind`], with more restrictions than the source has; those that the source has stay.
+pub(super) fn bind_restricted(
+    source: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    options: &[BindOption],
+) -> io::Result<()> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = rustix::mount::open_tree(source, "", flags)?;
+    restrict(tree.as_fd(), options)?;
+    attach(&tree, target)
+}
+
+/// mount_setattr(2) on a mount that is not yet visible. Unlike a remount it changes nothing that is not named.
+fn restrict(tree: BorrowedFd<'_>, options: &[BindOption]) -> io::Result<()> {
+    if options.is_empty() {
+        return Ok(());
+    }
+    let set = options.iter().fold(MountAttrFlags::empty(), |set, option| set | attribute(*option));
+    // The kinds of access times exclude each other, and one takes the place of another.
+    let changes_access_time = options.iter().any(|o| matches!(o, BindOption::NoAtime | BindOption::RelAtime));
+    let clear = if changes_access_time { MountAttrFlags::MOUNT_ATTR__ATIME } else { MountAttrFlags::empty() };
+    let attributes =
+        MountAttributes { set: set.bits().into(), clear: clear.bits().into(), propagation: 0, user_namespace: 0 };
+    let (empty, size) = (c"".as_ptr(), std::mem::size_of::<MountAttributes>());
+    // SAFETY: the path is a NUL-terminated string, and the kernel reads `size` bytes of `attributes`, which outlives the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            empty,
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `struct mount_attr` of mount_setattr(2).
+#[repr(C)]
+struct MountAttributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+fn attribute(option: BindOption) -> MountAttrFlags {
+    match option {
+        BindOption::Ro => MountAttrFlags::MOUNT_ATTR_RDONLY,
+        BindOption::NoSuid => MountAttrFlags::MOUNT_ATTR_NOSUID,
+        BindOption::NoDev => MountAttrFlags::MOUNT_ATTR_NODEV,
+        BindOption::NoExec => MountAttrFlags::MOUNT_ATTR_NOEXEC,
+        BindOption::NoAtime => MountAttrFlags::MOUNT_ATTR_NOATIME,
+        BindOption::NoDirAtime => MountAttrFlags::MOUNT_ATTR_NODIRATIME,
+        BindOption::RelAtime => MountAttrFlags::MOUNT_ATTR_RELATIME,
+    }
 }
 
 /// Mounts a tmpfs on a directory.

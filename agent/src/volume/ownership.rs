@@ -1,7 +1,8 @@
 //! `fsGroup`: giving a volume to a group, so that a container without root can use it.
 //!
 //! Every file gets the group and its permissions; directories get setgid, so that what is created later belongs to the
-//! group too. All volumes that are set up here are changed each time (`fsGroupChangePolicy` is for persistent volumes).
+//! group too. `fsGroupChangePolicy` is for persistent volumes: [`is_given`] answers whether the top directory is right
+//! already, and because it is changed last, so is everything below then.
 //! Source: `securityContext.fsGroup` of the Pod API, KEP-695.
 
 use std::ffi::{CStr, OsStr};
@@ -37,7 +38,23 @@ impl Access {
 
 /// Gives a volume to a group.
 pub(super) fn set_group(volume: &Dir, gid: u32, access: Access) -> Result<(), PathError> {
-    walk(volume, gid, access, 0)
+    set_group_and_tell(volume, gid, access, &mut || {})
+}
+
+/// Gives a volume to a group and calls `each` for every file: large volumes take minutes.
+pub(super) fn set_group_and_tell(
+    volume: &Dir,
+    gid: u32,
+    access: Access,
+    each: &mut dyn FnMut(),
+) -> Result<(), PathError> {
+    walk(volume, gid, access, 0, each)
+}
+
+/// Whether the top directory has the group and at least its permissions, so that `OnRootMismatch` changes nothing.
+pub(super) fn is_given(root: &Identity, gid: u32, access: Access) -> bool {
+    let bits = access.file_bits() | 0o2110;
+    root.gid == gid && root.mode & bits == bits
 }
 
 /// The bits that a file or directory has after [`set_group`].
@@ -47,7 +64,7 @@ fn bits_for(found: &Identity, access: Access) -> u32 {
 }
 
 /// Children first, so that the root is right only when all of it is.
-fn walk(directory: &Dir, gid: u32, access: Access, depth: usize) -> Result<(), PathError> {
+fn walk(directory: &Dir, gid: u32, access: Access, depth: usize, each: &mut dyn FnMut()) -> Result<(), PathError> {
     if depth > MAX_DEPTH {
         let reason = std::io::Error::other(format!("directories are nested more than {MAX_DEPTH} levels deep"));
         return Err(error("set fsGroup below", directory.path(), reason));
@@ -60,12 +77,14 @@ fn walk(directory: &Dir, gid: u32, access: Access, depth: usize) -> Result<(), P
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let fd = rustix::fs::openat(directory, name.as_c_str(), flags, Mode::empty())
                 .map_err(|e| error("open", &path, e))?;
-            walk(&Dir::from_fd(fd, path), gid, access, depth + 1)?;
+            walk(&Dir::from_fd(fd, path), gid, access, depth + 1, each)?;
         } else {
             change(handle.as_fd(), &found, gid, access).map_err(|e| error("set group of", &path, e))?;
+            each();
         }
     }
     let found = directory.identity()?;
+    each();
     change(directory.as_fd(), &found, gid, access).map_err(|e| error("set group of", directory.path(), e))
 }
 

@@ -4,13 +4,17 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, Volume, VolumeMount};
 
-use super::host_path;
+use super::claim::{BindOption, ClaimRef, Claimed};
+use super::{SetUpFailure, host_path};
 use crate::ids::ObjectKey;
 use crate::objects::ObjectRef;
 use crate::quantity::Quantity;
 
 /// `defaultMode` of volumes of the API.
 const DEFAULT_MODE: u32 = 0o644;
+
+/// Directory of local PersistentVolumes below `volumes/` and `volumeDevices/`.
+pub(super) const LOCAL_PLUGIN: &str = "kubernetes.io~local-volume";
 
 /// A volume that a container of the pod mounts.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +23,10 @@ pub(super) struct Wanted {
     pub(super) source: Source,
     /// Directories that are mount points of other volumes inside this one.
     pub(super) nested: BTreeSet<String>,
+    /// Containers may only read it, whatever their spec says.
+    pub(super) read_only: bool,
+    /// What its claim came to.
+    pub(super) claimed: Option<Claimed>,
 }
 
 /// What a volume is made of.
@@ -35,8 +43,19 @@ pub(super) enum Source {
     },
     /// Files that the agent writes and replaces together.
     Atomic(Atomic),
+    /// A claim that is to be followed.
+    Claim(ClaimRef),
+    /// A directory of the host that is bound into the pod's directory, by the name of its PersistentVolume.
+    Local {
+        path: String,
+        options: Vec<BindOption>,
+    },
+    /// A block device of the host.
+    LocalDevice {
+        path: String,
+    },
     /// Why the volume cannot be set up.
-    Refused(String),
+    Failed(SetUpFailure),
 }
 
 /// Where an emptyDir is kept.
@@ -73,7 +92,8 @@ impl Source {
         match self {
             Self::EmptyDir { .. } => Some("kubernetes.io~empty-dir"),
             Self::Atomic(atomic) => Some(atomic.plugin),
-            Self::HostPath { .. } | Self::Refused(_) => None,
+            Self::Local { .. } | Self::LocalDevice { .. } => Some(LOCAL_PLUGIN),
+            Self::HostPath { .. } | Self::Claim(_) | Self::Failed(_) => None,
         }
     }
 }
@@ -115,23 +135,44 @@ pub(super) fn tmpfs_size(limit: Option<u64>, pod_limit: Option<u64>, allocatable
 /// The volumes that containers of the pod mount; others are not set up, as kubelet does not.
 pub(super) fn wanted(pod: &Pod) -> Vec<Wanted> {
     let mounts: Vec<&[VolumeMount]> = container_mounts(pod);
-    let devices = device_names(pod);
-    let used: BTreeSet<&str> = mounts.iter().flat_map(|m| m.iter().map(|m| m.name.as_str())).chain(devices).collect();
+    let devices: BTreeSet<&str> = device_names(pod).into_iter().collect();
+    let mounted: BTreeSet<&str> = mounts.iter().flat_map(|m| m.iter().map(|m| m.name.as_str())).collect();
+    let claim = |volume: &Volume| {
+        let name = volume.name.as_str();
+        claim_ref(pod, volume, mounted.contains(name), devices.contains(name))
+    };
     let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
     volumes
         .iter()
-        .filter(|volume| used.contains(volume.name.as_str()))
-        .map(|volume| Wanted {
-            name: volume.name.clone(),
-            source: source(volume),
-            nested: nested_mount_points(&volume.name, &mounts),
+        .filter(|volume| mounted.contains(volume.name.as_str()) || devices.contains(volume.name.as_str()))
+        .map(|volume| {
+            let source = claim(volume).map_or_else(|| source(volume), Source::Claim);
+            Wanted {
+                name: volume.name.clone(),
+                // The agent writes to these, and nobody else may.
+                read_only: matches!(source, Source::Atomic(_)),
+                source,
+                nested: nested_mount_points(&volume.name, &mounts),
+                claimed: None,
+            }
         })
         .collect()
 }
 
-/// Names of the volumes that containers mount and whose containers must not write to them.
-pub(super) fn is_read_only(source: &Source) -> bool {
-    matches!(source, Source::Atomic(_))
+fn claim_ref(pod: &Pod, volume: &Volume, is_mounted: bool, is_device: bool) -> Option<ClaimRef> {
+    let of = |claim, read_only, is_ephemeral| ClaimRef {
+        volume: volume.name.clone(),
+        claim,
+        read_only,
+        is_ephemeral,
+        is_mounted,
+        is_device,
+    };
+    if let Some(claim) = &volume.persistent_volume_claim {
+        return Some(of(claim.claim_name.clone(), claim.read_only == Some(true), false));
+    }
+    let pod = pod.metadata.name.as_deref().unwrap_or_default();
+    volume.ephemeral.as_ref().map(|_| of(format!("{pod}-{}", volume.name), false, true))
 }
 
 /// The ConfigMaps and Secrets of the pod's volumes.
@@ -155,6 +196,12 @@ pub(super) fn object_refs(pod: &Pod) -> Vec<ObjectRef> {
 pub(super) fn fs_group(pod: &Pod) -> Option<u32> {
     let group = pod.spec.as_ref()?.security_context.as_ref()?.fs_group?;
     u32::try_from(group).ok()
+}
+
+/// `fsGroupChangePolicy: OnRootMismatch`: a volume whose top directory is right already is not walked.
+pub(super) fn changes_group_on_mismatch_only(pod: &Pod) -> bool {
+    let context = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    context.and_then(|context| context.fs_group_change_policy.as_deref()) == Some("OnRootMismatch")
 }
 
 /// The user that all containers run as, if they are told to and it is one.
@@ -207,13 +254,15 @@ fn nested_mount_points(volume: &str, containers: &[&[VolumeMount]]) -> BTreeSet<
 
 fn source(volume: &Volume) -> Source {
     if let Some(empty) = &volume.empty_dir {
-        return empty_dir(empty.medium.as_deref().unwrap_or_default(), empty.size_limit.as_ref().map(|q| q.0.as_str()));
+        let limit = empty.size_limit.as_ref().map(|q| q.0.as_str());
+        let source = empty_dir(empty.medium.as_deref().unwrap_or_default(), limit);
+        return source.unwrap_or_else(|reason| refused(volume, reason));
     }
     if let Some(host) = &volume.host_path {
         let text = host.type_.as_deref().unwrap_or_default();
         return match host_path::Kind::parse(text) {
             Some(kind) => Source::HostPath { path: host.path.clone(), kind },
-            None => Source::Refused(format!("{text} is an invalid volume type")),
+            None => refused(volume, format!("{text} is an invalid volume type")),
         };
     }
     let atomic = |plugin, medium, mode: Option<i32>, pieces| {
@@ -243,18 +292,22 @@ fn source(volume: &Volume) -> Source {
     if let Some(projected) = &volume.projected {
         return atomic("kubernetes.io~projected", Medium::Memory, projected.default_mode, pieces(projected));
     }
-    Source::Refused(refusal(volume))
+    refused(volume, refusal(volume))
 }
 
-fn empty_dir(medium: &str, limit: Option<&str>) -> Source {
+fn refused(volume: &Volume, reason: String) -> Source {
+    Source::Failed(SetUpFailure::set_up(&volume.name, reason))
+}
+
+fn empty_dir(medium: &str, limit: Option<&str>) -> Result<Source, String> {
     let limit = limit.and_then(|l| Quantity::parse(l).ok()).and_then(|q| u64::try_from(q.value()).ok());
     match medium {
-        "" => Source::EmptyDir { medium: Medium::Disk, limit },
-        "Memory" => Source::EmptyDir { medium: Medium::Memory, limit },
+        "" => Ok(Source::EmptyDir { medium: Medium::Disk, limit }),
+        "Memory" => Ok(Source::EmptyDir { medium: Medium::Memory, limit }),
         huge if huge.starts_with("HugePages") => {
-            Source::Refused(format!("emptyDir medium {huge:?} is not supported by this node agent yet"))
+            Err(format!("emptyDir medium {huge:?} is not supported by this node agent yet"))
         }
-        other => Source::Refused(format!("unknown storage medium {other:?}")),
+        other => Err(format!("unknown storage medium {other:?}")),
     }
 }
 
@@ -296,11 +349,7 @@ fn pieces(projected: &ProjectedVolumeSource) -> Vec<Piece> {
 /// Why a volume of another type cannot be mounted. kubelet says `no volume plugin matched` for types that it has no
 /// plugin for; types that it has are named.
 fn refusal(volume: &Volume) -> String {
-    let what = if volume.persistent_volume_claim.is_some() {
-        "persistentVolumeClaim"
-    } else if volume.ephemeral.is_some() {
-        "ephemeral"
-    } else if volume.csi.is_some() {
+    let what = if volume.csi.is_some() {
         "csi"
     } else if volume.nfs.is_some() {
         "nfs"

@@ -5,11 +5,15 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use k8s_openapi::api::core::v1::Pod;
+
 use super::content::Payload;
 use super::ownership::{Access, set_group};
 use super::plan::{Medium, Observed, Source, Step, Wanted, step};
 use super::safe_path::{Dir, PathError, error, identity, open_subpath};
-use super::{atomic_write, host_path, mount};
+use super::{PlacedVolume, SetUpFailure, atomic_write, host_path, local, mount};
+use crate::event::{Event, EventType, Recorder, Subject};
+use crate::ids::{ObjectKey, PodUid};
 
 const PRIVATE: u32 = 0o750;
 const OPEN: u32 = 0o777;
@@ -20,42 +24,86 @@ pub(super) struct Job {
     pub(super) wanted: Wanted,
     /// Files of an atomic volume.
     pub(super) payload: Result<Payload, String>,
+    /// A missing payload may come yet: what an earlier agent wrote is used meanwhile.
+    pub(super) is_transient: bool,
     /// Size of its tmpfs.
     pub(super) size: Option<u64>,
 }
 
 /// What all volumes of a pod have in common.
-#[derive(Clone, Copy)]
 pub(super) struct PodFiles {
+    /// `fsGroup`.
     pub(super) group: Option<u32>,
+    /// `fsGroupChangePolicy: OnRootMismatch`.
+    pub(super) on_mismatch_only: bool,
     pub(super) now: SystemTime,
+    pub(super) reporter: Reporter,
 }
 
-/// Sets up all volumes; a failed one does not keep the others. Answers paths and problems by volume name.
-pub(super) fn set_up_all(
-    pod: &Dir,
-    jobs: &[Job],
-    files: PodFiles,
-) -> (BTreeMap<String, PathBuf>, Vec<(String, String)>) {
-    let mut paths = BTreeMap::new();
-    let mut problems = Vec::new();
+/// Tells people about work on a pod's volumes that is slow or doubtful.
+pub(super) struct Reporter {
+    recorder: Recorder,
+    subject: Subject,
+}
+
+impl Reporter {
+    pub(super) fn new(pod: &Pod, recorder: Recorder) -> Self {
+        let meta = &pod.metadata;
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        let key = ObjectKey::new(text(&meta.namespace).as_str(), text(&meta.name).as_str());
+        let subject = Subject::Pod { key, uid: PodUid::new(text(&meta.uid)), field_path: String::new() };
+        Self { recorder, subject }
+    }
+
+    pub(super) fn warn(&self, reason: &'static str, message: String) {
+        self.recorder.emit(Event { subject: self.subject.clone(), kind: EventType::Warning, reason, message });
+    }
+}
+
+/// A volume that is in place.
+pub(super) struct Made {
+    pub(super) volume: PlacedVolume,
+    /// It holds what an earlier agent wrote, because its objects cannot be read now.
+    pub(super) is_stale: bool,
+}
+
+/// Sets up all volumes; a failed one does not keep the others. Answers them by name, and what failed.
+pub(super) fn set_up_all(pod: &Dir, jobs: &[Job], files: &PodFiles) -> (BTreeMap<String, Made>, Vec<SetUpFailure>) {
+    let mut made = BTreeMap::new();
+    let mut failures = Vec::new();
     for job in jobs {
-        match set_up(pod, job, files) {
-            Ok(path) => drop(paths.insert(job.wanted.name.clone(), path)),
-            Err(problem) => problems.push((job.wanted.name.clone(), problem)),
+        let done = set_up(pod, job, files).and_then(|placed| {
+            local::record_claim(pod, &job.wanted).map_err(|e| SetUpFailure::set_up(&job.wanted.name, e.to_string()))?;
+            Ok(placed)
+        });
+        match done {
+            Ok((path, is_stale)) => {
+                let is_device = matches!(job.wanted.source, Source::LocalDevice { .. });
+                let volume = PlacedVolume { path, read_only: job.wanted.read_only, is_device };
+                made.insert(job.wanted.name.clone(), Made { volume, is_stale });
+            }
+            Err(failure) => failures.push(failure),
         }
     }
-    (paths, problems)
+    (made, failures)
 }
 
-fn set_up(pod: &Dir, job: &Job, files: PodFiles) -> Result<PathBuf, String> {
-    let text = |e: PathError| e.to_string();
+/// Answers the path, and whether the content is an earlier agent's.
+fn set_up(pod: &Dir, job: &Job, files: &PodFiles) -> Result<(PathBuf, bool), SetUpFailure> {
+    let failed = |reason: String| SetUpFailure::set_up(&job.wanted.name, reason);
+    let text = |e: PathError| failed(e.to_string());
     match &job.wanted.source {
-        Source::Refused(reason) => Err(reason.clone()),
+        Source::Failed(failure) => Err(failure.clone()),
+        Source::Claim(claim) => Err(failed(format!("claim {:?} was not looked up", claim.claim))),
         Source::HostPath { path, kind } => {
-            host_path::ensure(Path::new(path), *kind)?;
-            Ok(PathBuf::from(path))
+            let name = job.wanted.claimed.as_ref().map_or(&job.wanted.name, |claimed| &claimed.pv);
+            host_path::ensure(Path::new(path), *kind).map_err(|reason| SetUpFailure::set_up(name, reason))?;
+            Ok((PathBuf::from(path), false))
         }
+        Source::Local { path, options } => {
+            Ok((local::set_up(pod, &job.wanted, Path::new(path), options, files)?, false))
+        }
+        Source::LocalDevice { path } => Ok((local::set_up_device(pod, &job.wanted, Path::new(path))?, false)),
         Source::EmptyDir { medium, .. } => {
             let place = Place { job, medium: *medium, marker: job.wanted.name.clone() };
             let (directory, step) = place.ensure(pod).map_err(text)?;
@@ -63,19 +111,27 @@ fn set_up(pod: &Dir, job: &Job, files: PodFiles) -> Result<PathBuf, String> {
                 set_group(&directory, gid, Access::ReadWrite).map_err(text)?;
             }
             place.mark_ready(pod).map_err(text)?;
-            Ok(directory.path().to_owned())
+            Ok((directory.path().to_owned(), false))
         }
         Source::Atomic(atomic) => {
-            let payload = job.payload.as_ref().map_err(Clone::clone)?;
             let marker = format!("wrapped_{}", job.wanted.name);
             let place = Place { job, medium: atomic.medium, marker };
+            let payload = match &job.payload {
+                Ok(payload) => payload,
+                Err(reason) => {
+                    let kept = if job.is_transient { place.kept(pod).map_err(text)? } else { None };
+                    return kept
+                        .map(|directory| (directory.path().to_owned(), true))
+                        .ok_or_else(|| failed(reason.clone()));
+                }
+            };
             let (directory, _) = place.ensure(pod).map_err(text)?;
             for nested in &job.wanted.nested {
                 directory.ensure(nested, 0o755).map_err(text)?;
             }
             atomic_write::write(&directory, payload, files.group, files.now).map_err(text)?;
             place.mark_ready(pod).map_err(text)?;
-            Ok(directory.path().to_owned())
+            Ok((directory.path().to_owned(), false))
         }
     }
 }
@@ -97,17 +153,27 @@ impl Place<'_> {
         format!("plugins/kubernetes.io~empty-dir/{}", self.marker)
     }
 
-    fn ensure(&self, pod: &Dir) -> Result<(Dir, Step), PathError> {
-        let relative = self.relative();
-        let found = pod.child_if_there(&relative)?;
+    /// The directory, if an earlier set-up was finished.
+    fn kept(&self, pod: &Dir) -> Result<Option<Dir>, PathError> {
+        Ok(self.look(pod)?.1.filter(|(_, step)| *step == Step::Keep).map(|(directory, _)| directory))
+    }
+
+    fn look(&self, pod: &Dir) -> Result<(Observed, Option<(Dir, Step)>), PathError> {
+        let found = pod.child_if_there(&self.relative())?;
         let observed = Observed {
             ready: pod.handle(&format!("{}/{READY}", self.marker())).is_ok(),
             exists: found.is_some(),
             mounted: found.as_ref().map(Dir::identity).transpose()?.is_some_and(|i| i.is_mount_root),
         };
-        if let (Step::Keep, Some(directory)) = (step(self.medium, observed), found) {
-            return Ok((directory, Step::Keep));
-        }
+        Ok((observed, found.map(|directory| (directory, step(self.medium, observed)))))
+    }
+
+    fn ensure(&self, pod: &Dir) -> Result<(Dir, Step), PathError> {
+        let relative = self.relative();
+        let observed = match self.look(pod)? {
+            (_, Some((directory, Step::Keep))) => return Ok((directory, Step::Keep)),
+            (observed, _) => observed,
+        };
         let (parent, name) = relative.rsplit_once('/').unwrap_or(("", &relative));
         let directory = pod.ensure(parent, PRIVATE)?.ensure(name, OPEN)?;
         if self.medium == Medium::Memory && !observed.mounted {

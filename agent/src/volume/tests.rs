@@ -4,33 +4,53 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_util::future::BoxFuture;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::objects::{ServiceEnv, Token};
+use crate::event::Event;
+use crate::ids::ObjectKey;
+use crate::objects::{ObjectError, ServiceEnv, Token, TokenAsk};
 
 mod attacks;
+mod claims;
 
 /// Objects that tests change.
 #[derive(Default)]
 struct Fake {
     maps: Mutex<BTreeMap<String, Value>>,
     secrets: Mutex<BTreeMap<String, Value>>,
+    claims: Mutex<BTreeMap<String, Value>>,
+    pvs: Mutex<BTreeMap<String, Value>>,
+    /// The API server does not answer.
+    is_away: AtomicBool,
+}
+
+impl Fake {
+    fn answer(
+        &self,
+        table: &Mutex<BTreeMap<String, Value>>,
+        kind: &'static str,
+        name: &str,
+    ) -> Result<Value, ObjectError> {
+        let key = ObjectKey::new("", name);
+        if self.is_away.load(Ordering::Relaxed) {
+            return Err(ObjectError::Unavailable { kind, key, reason: "connection refused".to_owned() });
+        }
+        table.lock().unwrap().get(name).cloned().ok_or(ObjectError::NotFound { kind, key })
+    }
 }
 
 impl Objects for Fake {
     fn register(&self, _: &PodUid, _: Vec<ObjectRef>) {}
     fn unregister(&self, _: &PodUid) {}
     fn config_map<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<Arc<ConfigMap>, ObjectError>> {
-        let found = self.maps.lock().unwrap().get(&*key.name).cloned();
-        let answer = found.map(|value| Arc::new(serde_json::from_value(value).unwrap()));
-        Box::pin(async { answer.ok_or(ObjectError::NotFound { kind: "configmap", key: key.clone() }) })
+        let found = self.answer(&self.maps, "configmap", &key.name);
+        Box::pin(async move { Ok(Arc::new(serde_json::from_value(found?).unwrap())) })
     }
     fn secret<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<Arc<Secret>, ObjectError>> {
-        let found = self.secrets.lock().unwrap().get(&*key.name).cloned();
-        let answer = found.map(|value| Arc::new(serde_json::from_value(value).unwrap()));
-        Box::pin(async { answer.ok_or(ObjectError::NotFound { kind: "secret", key: key.clone() }) })
+        let found = self.answer(&self.secrets, "secret", &key.name);
+        Box::pin(async move { Ok(Arc::new(serde_json::from_value(found?).unwrap())) })
     }
     fn token<'a>(&'a self, ask: &'a TokenAsk) -> BoxFuture<'a, Result<Token, ObjectError>> {
         let token = format!("{}/{}/{}", ask.service_account, ask.pod_name, ask.audience);
@@ -44,26 +64,47 @@ impl Objects for Fake {
     fn runtime_handler<'a>(&'a self, _class: &'a str) -> BoxFuture<'a, Result<String, ObjectError>> {
         Box::pin(async { Ok(String::new()) })
     }
+
+    fn claim<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<PersistentVolumeClaim, ObjectError>> {
+        let found = self.answer(&self.claims, "persistentvolumeclaims", &key.name);
+        Box::pin(async move { Ok(serde_json::from_value(found?).unwrap()) })
+    }
+
+    fn persistent_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<PersistentVolume, ObjectError>> {
+        let found = self.answer(&self.pvs, "persistentvolumes", name);
+        Box::pin(async move { Ok(serde_json::from_value(found?).unwrap()) })
+    }
 }
 
 struct Node {
     volumes: Volumes,
     objects: Arc<Fake>,
     root: tempfile::TempDir,
+    events: tokio::sync::mpsc::Receiver<Event>,
 }
 
 impl Node {
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         let objects = Arc::new(Fake::default());
+        let (recorder, events) = Recorder::new();
         let settings = Settings { root_dir: root.path().join("kubelet"), deadline: Duration::from_secs(20) };
-        let volumes = Volumes::new(settings, Arc::clone(&objects) as Arc<dyn Objects>).unwrap();
-        Self { volumes, objects, root }
+        let volumes = Volumes::new(settings, Arc::clone(&objects) as Arc<dyn Objects>, recorder).unwrap();
+        Self { volumes, objects, root, events }
+    }
+
+    /// Another agent on the same directories.
+    fn restart(&mut self) {
+        let (recorder, events) = Recorder::new();
+        let settings = self.volumes.inner.settings.clone();
+        self.volumes = Volumes::new(settings, Arc::clone(&self.objects) as Arc<dyn Objects>, recorder).unwrap();
+        self.events = events;
     }
 
     async fn ensure(&self, pod: &Arc<Pod>) -> Result<PodVolumes, VolumeError> {
         let allocatable = [("memory".to_owned(), Quantity::parse("1Gi").unwrap())].into();
-        self.volumes.ensure(pod, &PodFacts { node_allocatable: allocatable }).await
+        let node_labels = [("kubernetes.io/hostname".to_owned(), "n1".to_owned())].into();
+        self.volumes.ensure(pod, &PodFacts { node_allocatable: allocatable, node_labels }).await
     }
 
     fn subpath(&self, volume: &str, subpath: &str) -> SubPathAsk {
@@ -166,7 +207,7 @@ async fn volumes_have_kubelets_layout_and_modes() {
 
 #[tokio::test]
 async fn what_a_container_wrote_survives_and_no_second_tmpfs_covers_it() {
-    let node = Node::new();
+    let mut node = Node::new();
     let pod = make_pod(json!([{"name": "disk", "emptyDir": {}}, {"name": "mem", "emptyDir": {"medium": "Memory"}}]));
     let placed = node.ensure(&pod).await.unwrap();
     for name in ["disk", "mem"] {
@@ -175,9 +216,8 @@ async fn what_a_container_wrote_survives_and_no_second_tmpfs_covers_it() {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).unwrap();
     }
     // A new agent knows nothing but the disk.
-    let settings = node.volumes.inner.settings.clone();
-    let restarted = Volumes::new(settings, Arc::clone(&node.objects) as Arc<dyn Objects>).unwrap();
-    let again = restarted.ensure(&pod, &PodFacts::default()).await.unwrap();
+    node.restart();
+    let again = node.ensure(&pod).await.unwrap();
     assert_eq!(again, placed);
     for name in ["disk", "mem"] {
         let path = again.host_path(name).unwrap();
@@ -199,8 +239,10 @@ async fn a_missing_object_is_named_and_the_other_volumes_are_in_place() {
     let error = node.ensure(&pod).await.unwrap_err();
     let VolumeError::SetUp(failures) = &error else { panic!("{error}") };
     assert_eq!(failures[0].to_string(), r#"MountVolume.SetUp failed for volume "x" : configmap "y" not found"#);
-    assert_eq!(failures.iter().map(|f| f.volume.as_str()).collect::<Vec<_>>(), ["x", "claim"]);
-    assert!(failures[1].reason.contains("persistentVolumeClaim"));
+    let text = "Unable to attach or mount volumes: unmounted volumes=[claim], unattached volumes=[], failed to process \
+                volumes=[claim]: error processing PVC n/c: failed to fetch PVC from API server: \
+                persistentvolumeclaims \"c\" not found";
+    assert_eq!((failures.len(), failures[1].to_string().as_str()), (2, text));
     let volumes = node.volumes.pod_dir(&PodUid::new("u1")).join("volumes");
     assert!(volumes.join("kubernetes.io~empty-dir/disk").is_dir());
     assert!(volumes.join("kubernetes.io~secret/opt").is_dir());
@@ -422,7 +464,7 @@ fn a_tmpfs_is_as_large_as_the_least_limit() {
 async fn a_hung_volume_holds_up_only_its_own_pod() {
     let mut node = Node::new();
     let settings = Settings { deadline: Duration::from_millis(300), ..node.volumes.inner.settings.clone() };
-    node.volumes = Volumes::new(settings, Arc::clone(&node.objects) as Arc<dyn Objects>).unwrap();
+    node.volumes = Volumes::new(settings, Arc::clone(&node.objects) as Arc<dyn Objects>, Recorder::new().0).unwrap();
     let (release, hung) = std::sync::mpsc::channel::<()>();
     let uid = PodUid::new("u1");
     let first = node.volumes.on_pod(&uid, move |_, _| {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
-use k8s_openapi::api::core::v1::{Container, Secret};
+use k8s_openapi::api::core::v1::{Container, Secret, VolumeDevice};
 use nodelet_proto::cri;
 
 use super::{Context, Output, hooks, message, sandbox};
@@ -113,6 +113,7 @@ async fn create(
         image_user: image.user,
         env,
         mounts,
+        devices: devices(context, &found.container)?,
         resources: shared.facilities.container_resources(pod, &found.container),
         target: context.target.clone(),
         security: &shared.settings.security,
@@ -255,6 +256,30 @@ async fn mounts(
         mounts.push(bind(&file.map_err(config_error)?, path, false));
     }
     Ok(mounts)
+}
+
+/// Block devices of `volumeDevices`.
+fn devices(context: &Context, container: &Container) -> Result<Vec<cri::Device>, Failure> {
+    let device = |wanted: &VolumeDevice| {
+        if !wanted.device_path.starts_with('/') {
+            return Err(config_error(format!("error DevicePath `{}` must be an absolute path", wanted.device_path)));
+        }
+        let missing = || {
+            config_error(format!(
+                "cannot find volume \"{}\" to pass into container \"{}\"",
+                wanted.name, container.name
+            ))
+        };
+        let is_device = context.volumes.devices.contains(&wanted.name);
+        let path = context.volumes.paths.get(&wanted.name).filter(|_| is_device).ok_or_else(missing)?;
+        let read_only = context.volumes.read_only.contains(&wanted.name);
+        Ok(cri::Device {
+            host_path: path.to_string_lossy().into_owned(),
+            container_path: wanted.device_path.clone(),
+            permissions: if read_only { "r" } else { "mrw" }.to_owned(),
+        })
+    };
+    container.volume_devices.iter().flatten().map(device).collect()
 }
 
 fn bind(host_path: &Path, container_path: &str, readonly: bool) -> cri::Mount {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, Service};
 use tokio::sync::{mpsc, watch};
 
 use crate::ids::{ObjectKey, PodUid};
@@ -143,6 +143,19 @@ impl Objects for AloneObjects {
             let inner = self.lock();
             Ok(inner.services.iter().filter(|(ns, _)| &**ns == namespace).map(|(_, s)| s.clone()).collect())
         })
+    }
+
+    fn claim<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<PersistentVolumeClaim, ObjectError>> {
+        let reason = "this node runs alone, without a control plane that binds claims; use a hostPath volume, or join \
+                      the node to a cluster"
+            .to_owned();
+        let error = ObjectError::Unavailable { kind: "persistentvolumeclaims", key: key.clone(), reason };
+        Box::pin(async move { Err(error) })
+    }
+
+    fn persistent_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<PersistentVolume, ObjectError>> {
+        let key = ObjectKey::new("", name);
+        Box::pin(async move { Err(ObjectError::NotFound { kind: "persistentvolumes", key }) })
     }
 
     fn runtime_handler<'a>(&'a self, class: &'a str) -> BoxFuture<'a, Result<String, ObjectError>> {
