@@ -11,3 +11,4 @@ mod restart;
 mod rig;
 mod server;
 mod static_pods;
+mod volumes;
