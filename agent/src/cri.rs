@@ -16,7 +16,7 @@ pub mod convert;
 pub mod events;
 pub mod labels;
 
-pub use client::{CriError, Runtime};
+pub use client::{CriError, Known, Runtime};
 pub use events::RuntimeEvent;
 
 /// Nanoseconds since the epoch, as CRI counts time.
@@ -37,6 +37,13 @@ pub struct SandboxView {
     pub ips: Vec<String>,
     /// Whether it shares the node's network namespace.
     pub host_network: bool,
+}
+
+impl SandboxView {
+    /// Ready, and with an address unless it is on the node's network.
+    pub fn is_sound(&self) -> bool {
+        self.ready && (self.host_network || !self.ips.is_empty())
+    }
 }
 
 /// What state a container is in.
@@ -112,6 +119,11 @@ impl ContainerView {
     /// Whether its process runs.
     pub fn is_running(&self) -> bool {
         matches!(self.state, ContainerState::Running { .. })
+    }
+
+    /// Whether its process runs, as far as one knows: what is not known to have ended is stopped like what runs.
+    pub fn may_run(&self) -> bool {
+        matches!(self.state, ContainerState::Running { .. } | ContainerState::Unknown)
     }
 
     /// Whether its process has ended.

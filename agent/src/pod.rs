@@ -33,6 +33,7 @@ pub mod sandbox_config;
 pub mod security;
 pub mod shared;
 pub mod spec;
+pub mod start_slot;
 pub mod status;
 pub mod view;
 pub mod worker;

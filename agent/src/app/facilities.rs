@@ -129,6 +129,9 @@ impl Facilities for NodeFacilities {
     }
 }
 
+/// A runtime that takes longer to tell its version is not well.
+const RUNTIME_LIMIT: Duration = Duration::from_secs(2);
+
 /// Exec probes through the runtime.
 pub fn exec(runtime: Runtime) -> ExecFn {
     Arc::new(move |id: ContainerId, command: Vec<String>, limit: Duration| {
@@ -139,9 +142,14 @@ pub fn exec(runtime: Runtime) -> ExecFn {
                     let output = [result.stdout, result.stderr].concat();
                     Ok(ExecOutcome { exit_code: result.exit_code, output })
                 }
-                Err(CriError::Timeout { .. } | CriError::Failed { code: Code::DeadlineExceeded, .. }) => {
-                    Err(ExecError::TimedOut)
-                }
+                Err(CriError::Failed { code: Code::DeadlineExceeded, .. }) => Err(ExecError::TimedOut),
+                // A command that is killed and leaves children with its streams hangs in the runtime and is as bad as one
+                // that does not end. A runtime that answers nobody says nothing about the container.
+                Err(CriError::Timeout { .. }) => match tokio::time::timeout(RUNTIME_LIMIT, runtime.version()).await {
+                    Ok(Ok(_)) => Err(ExecError::TimedOut),
+                    Ok(Err(error)) => Err(ExecError::Failed(error.text())),
+                    Err(_) => Err(ExecError::Failed("the runtime does not answer".to_owned())),
+                },
                 Err(error) => Err(ExecError::Failed(error.text())),
             }
         })

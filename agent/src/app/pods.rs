@@ -15,7 +15,7 @@ use super::network::Network;
 use super::{facts, runtime_health, settings};
 use crate::cgroup::{self, Cgroups};
 use crate::config::Config;
-use crate::cri::{CriError, Runtime, events};
+use crate::cri::{Runtime, events};
 use crate::event::Recorder;
 use crate::ids::PodUid;
 use crate::node::{RuntimeHealth, facts as machine};
@@ -25,7 +25,7 @@ use crate::pod::facilities::StatusSink;
 use crate::pod::images::Images;
 use crate::pod::journal::Journal;
 use crate::pod::manager::{Inputs, Manager};
-use crate::pod::shared::Shared;
+use crate::pod::shared::{self, Shared};
 use crate::probe::{self, Prober};
 use crate::source::{SourceName, SourceUpdate};
 use crate::volume::{self, Volumes};
@@ -111,6 +111,7 @@ impl PodHalf {
             host_ips: ArcSwap::from_pointee(addresses.iter().map(ToString::to_string).collect()),
             runtime_name: ArcSwap::from_pointee(version.runtime_name),
             announced: announced_tx,
+            clock: shared::now,
             start_slots: Arc::new(Semaphore::new(2 * machine.cpus as usize)),
         });
         Ok(Self {
@@ -193,6 +194,6 @@ async fn driver(runtime: &Runtime) -> Option<cgroup::Driver> {
             nodelet_proto::cri::CgroupDriver::Systemd => cgroup::Driver::Systemd,
             nodelet_proto::cri::CgroupDriver::Cgroupfs => cgroup::Driver::Cgroupfs,
         }),
-        Err(CriError::Failed { .. } | CriError::Timeout { .. } | CriError::Malformed { .. }) => None,
+        Err(_) => None,
     }
 }

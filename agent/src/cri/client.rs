@@ -13,11 +13,14 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
-use super::{ContainerView, PodRuntime, RuntimePod, RuntimePods, SandboxView, convert, labels};
-use crate::ids::{ContainerId, PodUid, SandboxId};
+use super::{ContainerView, PodRuntime, RuntimePod, RuntimePods, SandboxView, convert};
+use crate::ids::{ContainerId, SandboxId};
 use crate::metrics::METRICS;
 
+mod inspect;
 pub mod kubelet_api;
+
+pub use inspect::Known;
 
 /// Largest answer that is accepted; kubelet uses the same 16 MiB, which is about 10,000 containers in one list.
 const MAX_MESSAGE: usize = 16 * 1024 * 1024;
@@ -52,6 +55,14 @@ pub enum CriError {
         /// What is not there.
         missing: &'static str,
     },
+    /// Two answers of the runtime do not go together; asking again tells which one was old.
+    #[error("the runtime contradicts itself about {id}: {text}")]
+    Contradiction {
+        /// The container or sandbox.
+        id: String,
+        /// The two answers.
+        text: &'static str,
+    },
 }
 
 impl CriError {
@@ -69,7 +80,7 @@ impl CriError {
     pub fn text(&self) -> String {
         match self {
             Self::Failed { message, .. } => message.clone(),
-            Self::Timeout { .. } | Self::Malformed { .. } => self.to_string(),
+            Self::Timeout { .. } | Self::Malformed { .. } | Self::Contradiction { .. } => self.to_string(),
         }
     }
 }
@@ -187,30 +198,6 @@ impl Runtime {
             }
         }
         Ok(pods)
-    }
-
-    /// Everything the runtime knows of one pod.
-    pub async fn inspect_pod(&self, uid: &PodUid) -> Result<PodRuntime, CriError> {
-        let selector = HashMap::from([(labels::POD_UID.to_owned(), uid.as_str().to_owned())]);
-        let (sandboxes, containers) =
-            tokio::try_join!(self.list_sandboxes(selector.clone()), self.list_containers(selector))?;
-        let mut pod = PodRuntime::default();
-        for sandbox in &sandboxes {
-            match self.sandbox_status(&SandboxId::new(&sandbox.id)).await {
-                Ok(view) => pod.sandboxes.push(view),
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error),
-            }
-        }
-        for container in &containers {
-            match self.container_status(&ContainerId::new(&container.id), &container.pod_sandbox_id).await {
-                Ok(view) => pod.containers.push(view),
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error),
-            }
-        }
-        pod.sort();
-        Ok(pod)
     }
 
     async fn list_sandboxes(&self, selector: HashMap<String, String>) -> Result<Vec<cri::PodSandbox>, CriError> {

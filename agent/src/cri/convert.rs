@@ -7,6 +7,27 @@ use nodelet_proto::cri;
 use super::{ContainerState, ContainerUser, ContainerView, PodIdentity, SandboxView, labels};
 use crate::ids::{ContainerId, PodUid, SandboxId};
 
+/// Most bytes of a message of the runtime that are kept; it goes into statuses, events and logs.
+pub const MESSAGE: usize = 4096;
+/// Most bytes of a word of the runtime that are kept: a reason, a version, an image reference, a path.
+pub const WORD: usize = 1024;
+
+/// A text of the runtime as it may be shown: of bounded length, without control characters (terminals obey them).
+pub fn text(text: &str, limit: usize) -> String {
+    let end = if text.len() <= limit {
+        text.len()
+    } else {
+        (0..=limit).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+    };
+    let shown = |c: char| if c.is_control() && !matches!(c, '\n' | '\t') { char::REPLACEMENT_CHARACTER } else { c };
+    text[..end].chars().map(shown).collect()
+}
+
+/// A path or reference, which is of no use in parts: too long is as good as none.
+fn whole(text: &str, limit: usize) -> String {
+    if text.len() <= limit { text.to_owned() } else { String::new() }
+}
+
 /// The pod that labels name; `None` for what no kubelet made.
 pub fn identity(labels: &HashMap<String, String>) -> Option<PodIdentity> {
     Some(PodIdentity {
@@ -22,7 +43,8 @@ pub fn sandbox(status: &cri::PodSandboxStatus) -> SandboxView {
     let ips = network
         .into_iter()
         .flat_map(|n| std::iter::once(&n.ip).chain(n.additional_ips.iter().map(|ip| &ip.ip)))
-        .filter(|ip| !ip.is_empty())
+        // The API server refuses a whole status for one address that is none.
+        .filter(|ip| ip.parse::<std::net::IpAddr>().is_ok())
         .cloned()
         .collect();
     let options = status.linux.as_ref().and_then(|l| l.namespaces.as_ref()).and_then(|n| n.options.as_ref());
@@ -60,19 +82,19 @@ pub fn container(status: &cri::ContainerStatus, sandbox: &str) -> ContainerView 
         state: state(status),
         created_at: status.created_at,
         image: image_name(status),
-        image_ref: status.image_ref.clone(),
+        image_ref: whole(&status.image_ref, WORD),
         hash: annotation(labels::HASH).cloned(),
         termination_message,
         message_falls_back_to_logs: annotation(labels::TERMINATION_POLICY)
             .is_some_and(|p| p == "FallbackToLogsOnError"),
-        log_path: status.log_path.clone(),
+        log_path: whole(&status.log_path, MESSAGE),
         user: user(status),
     }
 }
 
 fn image_name(status: &cri::ContainerStatus) -> String {
     let Some(spec) = &status.image else { return String::new() };
-    if spec.user_specified_image.is_empty() { spec.image.clone() } else { spec.user_specified_image.clone() }
+    whole(if spec.user_specified_image.is_empty() { &spec.image } else { &spec.user_specified_image }, WORD)
 }
 
 fn state(status: &cri::ContainerStatus) -> ContainerState {
@@ -83,8 +105,8 @@ fn state(status: &cri::ContainerStatus) -> ContainerState {
             started_at: status.started_at,
             finished_at: status.finished_at,
             exit_code: status.exit_code,
-            reason: status.reason.clone(),
-            message: status.message.clone(),
+            reason: text(&status.reason, WORD),
+            message: text(&status.message, MESSAGE),
         },
         cri::ContainerState::ContainerUnknown => ContainerState::Unknown,
     }
@@ -93,4 +115,36 @@ fn state(status: &cri::ContainerStatus) -> ContainerState {
 fn user(status: &cri::ContainerStatus) -> Option<ContainerUser> {
     let linux = status.user.as_ref()?.linux.as_ref()?;
     Some(ContainerUser { uid: linux.uid, gid: linux.gid, supplemental_groups: linux.supplemental_groups.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_the_runtime_are_bounded_and_cannot_steer_a_terminal() {
+        assert_eq!(text("a\u{1b}[2Jb\n", WORD), "a\u{fffd}[2Jb\n");
+        let long = "\u{20ac}".repeat(10_000);
+        assert!(text(&long, MESSAGE).len() <= MESSAGE);
+        let status = cri::ContainerStatus {
+            state: cri::ContainerState::ContainerExited.into(),
+            reason: long.clone(),
+            message: long.clone(),
+            image_ref: long.clone(),
+            log_path: long.clone(),
+            image: Some(cri::ImageSpec { image: long, ..Default::default() }),
+            ..Default::default()
+        };
+        let view = container(&status, "s");
+        let ContainerState::Exited { reason, message, .. } = &view.state else { panic!("{view:?}") };
+        assert!(reason.len() <= WORD && message.len() <= MESSAGE);
+        assert_eq!((view.image_ref.as_str(), view.log_path.as_str(), view.image.as_str()), ("", "", ""));
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_dropped() {
+        let network = cri::PodSandboxNetworkStatus { ip: "10.0.0.300".into(), ..Default::default() };
+        let status = cri::PodSandboxStatus { network: Some(network), ..Default::default() };
+        assert!(sandbox(&status).ips.is_empty());
+    }
 }

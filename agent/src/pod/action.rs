@@ -43,6 +43,8 @@ pub enum KillReason {
     DefinitionChanged,
     /// Its sandbox is gone.
     SandboxGone,
+    /// The runtime does not know whether it runs.
+    StateUnknown,
 }
 
 /// An operation to carry out.

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::action::{Failure, Op, Output};
 use super::facilities::PodVolumes;
 use super::images::Image;
 use super::shared::Shared;
 use super::spec;
-use crate::cri::CriError;
+use super::start_slot::StartSlot;
+use crate::cri::{CriError, Known};
 use crate::event::EventType;
 use crate::ids::PodUid;
 use crate::metrics::METRICS;
@@ -39,7 +39,7 @@ pub enum Extra {
     /// An image is there; how long it was pulled, if it was.
     Image(String, Image, Option<Duration>),
     /// A place among the pods that are being started.
-    Slot(OwnedSemaphorePermit),
+    Slot(StartSlot),
 }
 
 /// Snapshot that an operation works on.
@@ -47,6 +47,8 @@ pub enum Extra {
 pub struct Context {
     /// Shared clients.
     pub shared: Arc<Shared>,
+    /// What the runtime had of the pod before.
+    pub known: Known,
     /// The pod as desired when the operation began.
     pub pod: Arc<Pod>,
     /// Its UID.
@@ -109,7 +111,7 @@ fn failure(reason: &'static str, error: &CriError) -> Failure {
 }
 
 async fn inspect(context: &Context) -> Result<Output, Failure> {
-    match context.shared.runtime.inspect_pod(&context.uid).await {
+    match context.shared.runtime.inspect_pod(&context.uid, &context.known).await {
         Ok(runtime) => Ok(Output::Inspected(with_messages(runtime).await)),
         Err(error) => Err(failure("FailedSync", &error)),
     }

@@ -13,8 +13,8 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use serde::{Deserialize, Serialize};
 
 use super::lifecycle::Lifecycle;
-use crate::cri::Nanos;
-use crate::ids::PodUid;
+use crate::cri::{Known, Nanos};
+use crate::ids::{ContainerId, PodUid, SandboxId};
 use crate::source::SourceName;
 
 /// Version of the record's format; a record of another version is set aside.
@@ -34,12 +34,26 @@ pub struct Record {
     pub lifecycle: Lifecycle,
     /// When the agent first acknowledged it.
     pub started_at: Nanos,
+    /// Its sandboxes; containers are named by the status. What is written here is not gone before the runtime says so.
+    #[serde(default)]
+    pub sandboxes: Vec<String>,
 }
 
 impl Record {
+    /// What the runtime had of the pod when the record was written.
+    pub fn known(&self) -> Known {
+        let status = &self.status;
+        let lists = [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
+        let ids = lists.into_iter().flatten().flatten().filter_map(|c| c.container_id.as_deref()?.split_once("://"));
+        Known {
+            sandboxes: self.sandboxes.iter().map(SandboxId::new).collect(),
+            containers: ids.map(|(_, id)| (ContainerId::new(id), SandboxId::new(""))).collect(),
+        }
+    }
+
     /// A record in the current format.
     pub fn new(source: SourceName, pod: Pod, status: PodStatus, lifecycle: Lifecycle, started_at: Nanos) -> Self {
-        Self { version: VERSION, source, pod, status, lifecycle, started_at }
+        Self { version: VERSION, source, pod, status, lifecycle, started_at, sandboxes: Vec::new() }
     }
 }
 
@@ -75,17 +89,20 @@ impl Journal {
         paths.filter(|path| path.extension().is_some_and(|e| e == "json")).filter_map(|path| read(&path)).collect()
     }
 
-    /// Writes a record.
-    pub fn store(&self, uid: &PodUid, record: &Record) {
+    /// Writes a record; answers whether that was possible.
+    pub fn store(&self, uid: &PodUid, record: &Record) -> bool {
         let path = self.path(uid);
         let temporary = path.with_extension("tmp");
         let written = serde_json::to_vec(record)
             .map_err(io::Error::other)
             .and_then(|bytes| std::fs::write(&temporary, bytes))
             .and_then(|()| std::fs::rename(&temporary, &path));
-        if let Err(error) = written {
-            tracing::warn!(path = %path.display(), %error, "cannot write the pod journal; a restart may repeat work");
+        if let Err(error) = &written {
+            tracing::warn!(path = %path.display(), %error, "cannot write the pod journal; trying again in ten seconds");
+            // What could be written of it takes room on a disk that may be full.
+            let _ = std::fs::remove_file(&temporary);
         }
+        written.is_ok()
     }
 
     /// Removes a record.

@@ -51,8 +51,11 @@ fn pod_of_log_directory(name: &str) -> Option<PodUid> {
     }
 }
 
+/// UIDs that have a directory or a cgroup, and names of log directories.
+pub type Left = (BTreeSet<PodUid>, Vec<String>);
+
 /// Looks at the node; an error when it cannot be seen as a whole.
-pub async fn look(shared: &Shared) -> Result<(BTreeSet<PodUid>, Vec<String>), String> {
+pub async fn look(shared: &Shared) -> Result<Left, String> {
     let places = shared.facilities.existing_pods().await?;
     let dir = shared.settings.log_dir.clone();
     let logs = tokio::task::spawn_blocking(move || {

@@ -1,7 +1,8 @@
 //! The pod manager: one worker for each pod, and every message to the worker that it concerns.
 //!
 //! It also decides what is nobody's: pods that only the runtime knows are stopped, and what no worker stands for on disk
-//! is removed, but only after every source has delivered once, because until then absence says nothing.
+//! is removed, but only after every source has delivered once, because until then absence says nothing. Looks at the runtime
+//! as a whole run beside the loop ([`look`]): a list that hangs holds up no pod.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -15,16 +16,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::admit::admit;
 use super::journal::Record;
-use super::leftovers::{self, Found};
-use super::shared::{Shared, now};
+use super::leftovers::{self, Found, Left};
+use super::shared::Shared;
 use super::worker::{self, Message, Start};
 use super::{lifecycle, spec};
 use crate::cri::events::ChangeKind;
-use crate::cri::{PodIdentity, RuntimeEvent};
+use crate::cri::{PodIdentity, RuntimeEvent, RuntimePods};
 use crate::event::EventType;
 use crate::ids::PodUid;
 use crate::metrics::METRICS;
 use crate::source::{SourceName, SourceUpdate};
+
+mod look;
+
+use look::{Looking, Seen};
 
 /// The full check that finds what lost events would have told: every five minutes, jittered by up to a fifth so that
 /// nodes do not move in step.
@@ -64,6 +69,8 @@ pub struct Manager {
     workers: HashMap<PodUid, Handle>,
     tasks: JoinSet<bool>,
     task_pods: HashMap<Id, PodUid>,
+    looks: JoinSet<Seen>,
+    looking: Looking,
     /// Container and sandbox ids, for events that do not name the pod.
     ids: HashMap<String, PodUid>,
     sources: BTreeSet<SourceName>,
@@ -85,6 +92,8 @@ impl Manager {
             workers: HashMap::new(),
             tasks: JoinSet::new(),
             task_pods: HashMap::new(),
+            looks: JoinSet::new(),
+            looking: Looking::default(),
             ids: HashMap::new(),
             awaited: sources.clone(),
             sources,
@@ -101,21 +110,22 @@ impl Manager {
         }
         let mut relist = Box::pin(tokio::time::sleep(jittered(RELIST)));
         loop {
-            METRICS.health.sync_loop.set(now() / lifecycle::SECOND);
+            METRICS.health.sync_loop.set((self.shared.clock)() / lifecycle::SECOND);
             tokio::select! {
                 // All arms are cancel-safe: channel receives, join_next and a pinned sleep lose nothing.
                 () = shutdown.cancelled() => return,
-                Some(update) = inputs.sources.recv() => self.take_source(update).await,
-                Some(event) = inputs.runtime.recv() => self.take_event(event).await,
+                Some(update) = inputs.sources.recv() => self.take_source(update),
+                Some(event) = inputs.runtime.recv() => self.take_event(event),
                 Some(uid) = inputs.probes.recv() => self.tell(&uid, Message::Probe),
                 Some(uid) = inputs.objects.recv() => self.tell(&uid, Message::Objects),
                 Some(uid) = inputs.announced.recv() => self.heard_of(&uid),
                 Some(()) = inputs.node.recv() => self.tell_all(&Message::Node),
                 Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.take_end(ended),
+                Some(seen) = self.looks.join_next(), if !self.looks.is_empty() => self.take_look(seen),
                 () = &mut relist => {
                     relist = Box::pin(tokio::time::sleep(jittered(RELIST)));
                     self.tell_all(&Message::Resync);
-                    self.find_orphans().await;
+                    self.find_orphans();
                 }
             }
         }
@@ -160,7 +170,7 @@ impl Manager {
         self.workers.insert(uid, handle);
     }
 
-    async fn take_source(&mut self, update: SourceUpdate) {
+    fn take_source(&mut self, update: SourceUpdate) {
         match update {
             SourceUpdate::Upsert(source, pod) => self.upsert(source, pod),
             SourceUpdate::Remove(source, uid) => self.drop_pod(source, &uid),
@@ -176,7 +186,7 @@ impl Manager {
                 }
                 if self.awaited.remove(&source) && self.awaited.is_empty() {
                     self.check_silence();
-                    self.find_orphans().await;
+                    self.find_orphans();
                 }
             }
         }
@@ -242,62 +252,77 @@ impl Manager {
         }
     }
 
-    async fn take_event(&mut self, event: RuntimeEvent) {
+    fn take_event(&mut self, event: RuntimeEvent) {
         match event {
-            RuntimeEvent::Changed { pod, id, kind } => {
-                let pod = match pod.or_else(|| self.ids.get(&id).cloned()) {
-                    Some(pod) => pod,
-                    None => {
-                        self.learn_ids().await;
-                        let Some(pod) = self.ids.get(&id).cloned() else { return };
-                        pod
-                    }
-                };
-                if !self.workers.contains_key(&pod) && matches!(kind, ChangeKind::Created | ChangeKind::Started) {
-                    // The last thing that an earlier agent asked for may come true only now.
-                    self.find_orphans().await;
+            RuntimeEvent::Changed { pod, id, kind } => match pod.or_else(|| self.ids.get(&id).cloned()) {
+                Some(pod) => self.tell_event(&pod, id, kind),
+                // containerd 1.6 does not say which pod it is.
+                None => {
+                    self.looking.place(id, kind);
+                    self.start_look();
                 }
-                self.tell(&pod, Message::Runtime(id, kind));
-            }
+            },
             RuntimeEvent::Resync => {
                 self.tell_all(&Message::Resync);
-                if self.awaited.is_empty() {
-                    self.find_orphans().await;
-                }
+                self.find_orphans();
             }
             RuntimeEvent::Lost(_) => {}
         }
     }
 
-    /// Learns which pod each id belongs to; needed only where events do not say (containerd 1.6).
-    async fn learn_ids(&mut self) {
-        match self.shared.runtime.list_pods().await {
-            Ok(pods) => {
-                let pairs =
-                    pods.into_iter().flat_map(|(uid, pod)| pod.ids.into_iter().map(move |id| (id, uid.clone())));
-                self.ids = pairs.collect();
-            }
-            Err(error) => tracing::debug!(%error, "cannot list pods to place an event"),
+    fn tell_event(&mut self, pod: &PodUid, id: String, kind: ChangeKind) {
+        if !self.workers.contains_key(pod) && matches!(kind, ChangeKind::Created | ChangeKind::Started) {
+            // The last thing that an earlier agent asked for may come true only now.
+            self.find_orphans();
+        }
+        self.tell(pod, Message::Runtime(id, kind));
+    }
+
+    /// Looks for pods that the runtime knows and no source names, and for what unknown pods left elsewhere. Until every
+    /// source has delivered, to be named by none says nothing.
+    fn find_orphans(&mut self) {
+        if self.awaited.is_empty() {
+            self.looking.want_orphans();
+            self.start_look();
         }
     }
 
-    /// Stops pods that the runtime knows and no source names, and removes what unknown pods left elsewhere.
-    async fn find_orphans(&mut self) {
-        // Written down under a source that will be asked after a restart, too, and will not name it.
-        let Some(source) = self.sources.first().copied().filter(|_| self.awaited.is_empty()) else { return };
-        let began = Instant::now();
-        if let Some(last) = self.listed.replace(began) {
-            METRICS.relist.interval.observe(began.duration_since(last));
-        }
-        let listed = self.shared.runtime.list_pods().await;
-        METRICS.relist.duration.observe(began.elapsed());
-        let pods = match listed {
-            Ok(pods) => pods,
-            Err(error) => {
-                tracing::warn!(%error, "cannot look for pods that nobody wants; trying again later");
-                return;
+    fn start_look(&mut self) {
+        if let Some(wanted) = self.looking.begin() {
+            let began = Instant::now();
+            if let Some(last) = self.listed.replace(began) {
+                METRICS.relist.interval.observe(began.duration_since(last));
             }
+            self.looks.spawn(look::look(self.shared.clone(), wanted));
+        }
+    }
+
+    fn take_look(&mut self, seen: Result<Seen, tokio::task::JoinError>) {
+        let seen = seen.unwrap_or_else(|error| {
+            tracing::error!(%error, "a look at the runtime panicked");
+            Seen::failed()
+        });
+        let Some(pods) = seen.pods else {
+            self.looking.fail();
+            return self.start_look();
         };
+        let pairs = pods.iter().flat_map(|(uid, pod)| pod.ids.iter().map(move |id| (id.clone(), uid.clone())));
+        self.ids = pairs.collect();
+        for (id, kind) in self.looking.end() {
+            if let Some(pod) = self.ids.get(&id).cloned() {
+                self.tell_event(&pod, id, kind);
+            }
+        }
+        if let Some(left) = seen.left {
+            self.take_orphans(pods, left);
+        }
+        self.start_look();
+    }
+
+    /// Stops pods that nobody names, and removes what unknown pods left.
+    fn take_orphans(&mut self, pods: RuntimePods, left: Result<Left, String>) {
+        // Written down under a source that will be asked after a restart, too, and will not name it.
+        let Some(source) = self.sources.first().copied() else { return };
         let unknown = pods.into_values().filter(|pod| !self.workers.contains_key(&pod.identity.uid));
         for pod in unknown.collect::<Vec<_>>() {
             METRICS.pods.orphaned.increment();
@@ -314,7 +339,7 @@ impl Manager {
             });
         }
         self.knows_runtime = true;
-        match leftovers::look(&self.shared).await {
+        match left {
             Ok((places, logs)) => {
                 for (uid, found) in leftovers::plan(places, logs, |uid| self.workers.contains_key(uid)) {
                     self.sweep(source, uid, found);

@@ -74,6 +74,26 @@ pub struct ContainerMemory {
     pub crash_updated: Nanos,
 }
 
+/// Bad news about something that runs: believed when a second look, some time after the first, brings them again.
+/// A runtime that has just started says for a moment that sandboxes are not ready or have no address (containerd#7843).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doubt {
+    /// The first look that brought it.
+    pub since: Nanos,
+    /// How many looks have brought it.
+    pub looks: u32,
+}
+
+impl Doubt {
+    /// Least time between the first look and one that confirms it.
+    pub const PAUSE: Nanos = SECOND;
+
+    /// Whether it is to be believed.
+    pub fn is_confirmed(&self) -> bool {
+        self.looks > 1
+    }
+}
+
 /// What is remembered of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
@@ -85,6 +105,8 @@ pub struct Memory {
     pub sandbox: Step,
     /// Sandboxes that were stopped, networks torn down included.
     pub stopped: BTreeSet<SandboxId>,
+    /// What the runtime says of a pod that runs and that would stop it if it were true, by sandbox or container id.
+    pub doubts: BTreeMap<String, Doubt>,
     /// By container name.
     pub containers: BTreeMap<String, ContainerMemory>,
     /// Failures of stops and removals, by operation.
@@ -127,8 +149,13 @@ impl Memory {
     /// Folds the outcome of an operation into memory and into the view of the runtime.
     pub fn record(&mut self, key: OpKey, outcome: Result<Output, Failure>, runtime: &mut PodRuntime, now: Nanos) {
         match outcome {
-            Ok(output) => {
+            Ok(mut output) => {
                 self.succeed(&key);
+                if let Output::Inspected(view) = &mut output {
+                    keep_addresses(runtime, view);
+                    self.note_doubts(view, now);
+                    self.forget_failed_starts(view);
+                }
                 apply(runtime, &mut self.stopped, output);
                 self.observed = true;
             }
@@ -137,6 +164,32 @@ impl Memory {
                     apply(runtime, &mut self.stopped, Output::Container(container));
                 }
                 self.fail(key, failure, now);
+            }
+        }
+    }
+
+    /// Compares a look with what was doubtful before.
+    fn note_doubts(&mut self, view: &PodRuntime, now: Nanos) {
+        let before = std::mem::take(&mut self.doubts);
+        let sound = |id: &SandboxId| view.sandboxes.iter().any(|s| s.id == *id && s.is_sound());
+        let of_sandboxes =
+            view.containers.iter().filter(|c| c.is_running()).map(|c| &c.sandbox).filter(|id| !sound(id));
+        let unknown = view.containers.iter().filter(|c| c.state == ContainerState::Unknown).map(|c| c.id.as_str());
+        for id in of_sandboxes.map(SandboxId::as_str).chain(unknown) {
+            let doubt = match before.get(id) {
+                Some(doubt) if now - doubt.since >= Doubt::PAUSE => Doubt { looks: doubt.looks + 1, ..*doubt },
+                Some(doubt) => *doubt,
+                None => Doubt { since: now, looks: 1 },
+            };
+            self.doubts.insert(id.to_owned(), doubt);
+        }
+    }
+
+    /// A start that failed in the answer and not in deed: what runs has been started.
+    fn forget_failed_starts(&mut self, view: &PodRuntime) {
+        for container in view.containers.iter().filter(|c| c.is_running()) {
+            if let Some(memory) = self.containers.get_mut(&container.name) {
+                memory.start = None;
             }
         }
     }
@@ -248,6 +301,15 @@ impl Memory {
 fn again(before: Option<&Failed>, failure: Failure, limits: Limits, now: Nanos) -> Failed {
     let delay = before.map_or(limits.initial, |failed| (failed.delay * 2).min(limits.max));
     Failed { reason: failure.reason, message: failure.message, retry_at: now + delay, delay }
+}
+
+/// A sandbox keeps its address as long as it is ready. A runtime that does not tell it any more has forgotten it.
+fn keep_addresses(before: &PodRuntime, view: &mut PodRuntime) {
+    for sandbox in view.sandboxes.iter_mut().filter(|s| s.ready && s.ips.is_empty() && !s.host_network) {
+        if let Some(known) = before.sandboxes.iter().find(|s| s.id == sandbox.id) {
+            sandbox.ips.clone_from(&known.ips);
+        }
+    }
 }
 
 /// Brings the view of the runtime up to date.

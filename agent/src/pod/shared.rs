@@ -40,6 +40,9 @@ pub struct Settings {
     pub kept_logs: PathBuf,
 }
 
+/// Tells the time. Tests have clocks of their own.
+pub type Clock = fn() -> Nanos;
+
 /// Everything that a worker needs, shared by all.
 pub struct Shared {
     /// The container runtime.
@@ -68,6 +71,8 @@ pub struct Shared {
     pub runtime_name: ArcSwap<String>,
     /// Told by each worker when it has published a status for the first time.
     pub announced: mpsc::UnboundedSender<PodUid>,
+    /// The wall clock, [`now`].
+    pub clock: Clock,
     /// Pods that are being started. First in, first out: the runtime's throughput peaks at about twice the cores, and
     /// early pods are not slowed by late ones.
     pub start_slots: Arc<Semaphore>,

@@ -14,12 +14,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::action::{Action, Failure, Op, OpKey, Output};
 use super::admit::Rejection;
-use super::env;
 use super::execute::{Context, Extra, execute};
 use super::expected::ExpectedExits;
 use super::facilities::{PodVolumes, ProbeTarget};
@@ -29,15 +28,21 @@ use super::journal::Record;
 use super::lifecycle::{Cause, Lifecycle};
 use super::memory::{Memory, finished_at};
 use super::plan::plan;
-use super::shared::{Shared, now};
-use super::status::{self, containers::go_seconds};
+use super::shared::Shared;
+use super::start_slot::StartSlot;
+use super::status;
 use super::view::{PodView, ProbeView};
 use super::{lifecycle, spec};
 use crate::cri::events::ChangeKind;
-use crate::cri::{ContainerState, Nanos, PodRuntime};
-use crate::event::EventType;
+use crate::cri::{ContainerState, Known, Nanos, PodRuntime};
 use crate::ids::PodUid;
 use crate::source::SourceName;
+
+mod outcome;
+mod tell;
+
+/// Pause before a record that could not be written (the disk is full) is tried again.
+const STORE_AGAIN: Nanos = 10 * lifecycle::SECOND;
 
 /// What may wake a worker.
 #[derive(Clone, Debug)]
@@ -84,6 +89,8 @@ struct Worker {
     wanted: bool,
     lifecycle: Lifecycle,
     runtime: PodRuntime,
+    /// What an earlier agent knew of the runtime, until this one has looked.
+    remembered: Known,
     memory: Memory,
     volumes: Arc<PodVolumes>,
     images: BTreeMap<String, Image>,
@@ -95,10 +102,12 @@ struct Worker {
     operations: JoinSet<(OpKey, u64, Result<Output, Failure>, Extra)>,
     /// Counts outcomes; an inspection that began before the last one has seen an older world.
     generation: u64,
-    slot: Option<OwnedSemaphorePermit>,
+    slot: Option<StartSlot>,
     look_again: bool,
     refresh_volumes: bool,
     announced: bool,
+    /// When the record is to be written again, because it could not be.
+    store_at: Option<Nanos>,
     expected: ExpectedExits,
     backoff_told: BTreeMap<String, Nanos>,
     figures: Figures,
@@ -120,7 +129,7 @@ pub async fn run(shared: Arc<Shared>, start: Start, mut inbox: mpsc::UnboundedRe
             worker.shared.sink.forget(&worker.uid);
             return true;
         }
-        let delay = wake_at.map(|at| Duration::from_nanos(u64::try_from(at - now()).unwrap_or(0)));
+        let delay = wake_at.map(|at| Duration::from_nanos(u64::try_from(at - worker.now()).unwrap_or(0)));
         tokio::select! {
             // Cancel-safe: recv loses no message.
             message = inbox.recv() => match message {
@@ -153,17 +162,19 @@ impl Worker {
     fn new(shared: Arc<Shared>, start: Start) -> Self {
         let uid = spec::uid(&start.pod);
         let api_status = start.pod.status.clone().unwrap_or_default();
+        let now = (shared.clock)();
+        let remembered = start.record.as_ref().map(Record::known).unwrap_or_default();
         let (lifecycle, started_at, last) = match start.record {
             Some(record) => (record.lifecycle, record.started_at, record.status),
             None => {
                 let known = api_status.start_time.as_ref().map(|t| t.0.as_second() * lifecycle::SECOND);
-                (Lifecycle::Syncing, known.unwrap_or_else(now), api_status)
+                (Lifecycle::Syncing, known.unwrap_or(now), api_status)
             }
         };
         let lifecycle = match start.rejection {
             Some(rejection) => {
                 let message = rejection.status_message();
-                lifecycle::begin(Cause::Failed { reason: rejection.reason, message }, 0, now())
+                lifecycle::begin(Cause::Failed { reason: rejection.reason, message }, 0, now)
             }
             None => lifecycle,
         };
@@ -177,6 +188,7 @@ impl Worker {
             wanted: start.wanted,
             lifecycle,
             runtime: PodRuntime::default(),
+            remembered,
             memory,
             volumes: Arc::new(PodVolumes::default()),
             images: BTreeMap::new(),
@@ -191,6 +203,7 @@ impl Worker {
             look_again: false,
             refresh_volumes: false,
             announced: false,
+            store_at: None,
             expected: ExpectedExits::default(),
             backoff_told: BTreeMap::new(),
             figures: Figures::new(start.is_fresh, Instant::now()),
@@ -199,9 +212,13 @@ impl Worker {
         }
     }
 
+    fn now(&self) -> Nanos {
+        (self.shared.clock)()
+    }
+
     /// One turn of the loop; answers when to turn again if nothing happens.
     fn turn(&mut self) -> Option<Nanos> {
-        let now = now();
+        let now = self.now();
         self.sync_probes();
         let probes = self.probe_views();
         let view = self.view(&probes);
@@ -234,10 +251,11 @@ impl Worker {
             self.figures.rest(Instant::now());
         }
         let published = self.publish(now);
-        if lifecycle_changed && !published {
+        let unwritten = self.store_at.is_some_and(|at| at <= now);
+        if unwritten || (lifecycle_changed && !published) {
             self.store();
         }
-        wake_at
+        earliest(wake_at, self.store_at)
     }
 
     fn view<'a>(&'a self, probes: &'a BTreeMap<String, ProbeView>) -> PodView<'a> {
@@ -323,6 +341,9 @@ impl Worker {
     fn look(&mut self, now: Nanos) -> Option<Nanos> {
         let is_starting = self.keys.iter().any(|key| matches!(key, OpKey::Sandbox | OpKey::Start(_)));
         let due = self.expected.is_due(&self.runtime, is_starting, now);
+        if let Some(failed) = self.memory.cleanup.get(&OpKey::Inspect).filter(|failed| failed.retry_at > now) {
+            return earliest(self.expected.next(now), self.look_again.then_some(failed.retry_at));
+        }
         if (self.look_again || due) && !self.keys.contains(&OpKey::Inspect) && self.memory.observed {
             self.look_again = false;
             self.expected.looked(&self.runtime, is_starting, now);
@@ -370,6 +391,7 @@ impl Worker {
             shared: self.shared.clone(),
             pod: self.pod.clone(),
             uid: self.uid.clone(),
+            known: if self.memory.observed { Known::from(&self.runtime) } else { self.remembered.clone() },
             volumes: self.volumes.clone(),
             pod_ips: sandbox.map(|s| status::sort_by_family(&s.ips, host_ips.first())).unwrap_or_default(),
             sandbox: sandbox.filter(|_| !matches!(op, Op::CreateSandbox { .. })).cloned(),
@@ -394,80 +416,6 @@ impl Worker {
         if let Some(task) = self.inflight.remove(key) {
             task.abort();
             self.keys.remove(key);
-        }
-    }
-
-    fn take(&mut self, outcome: Result<(OpKey, u64, Result<Output, Failure>, Extra), tokio::task::JoinError>) {
-        let (key, generation, result, extra) = match outcome {
-            Ok(outcome) => outcome,
-            Err(error) if error.is_cancelled() => return,
-            Err(error) => {
-                // A panic inside an operation is a bug; the pod goes on with a fresh look at what is there.
-                tracing::error!(pod = %spec::key(&self.pod), %error, "an operation panicked");
-                let dead: Vec<OpKey> =
-                    self.inflight.iter().filter(|(_, task)| task.is_finished()).map(|(key, _)| key.clone()).collect();
-                for key in dead {
-                    self.inflight.remove(&key);
-                    self.keys.remove(&key);
-                }
-                self.look_again = true;
-                return;
-            }
-        };
-        self.inflight.remove(&key);
-        self.keys.remove(&key);
-        match extra {
-            Extra::Nothing => {}
-            Extra::Volumes(volumes) => self.volumes = Arc::new(volumes),
-            Extra::Image(name, image, pull) => {
-                if let Some(took) = pull {
-                    self.figures.pulled(took, Instant::now());
-                }
-                self.images.insert(name, image);
-            }
-            Extra::Slot(slot) => self.slot = Some(slot),
-        }
-        let now = now();
-        if let Err(failed) = &result {
-            tracing::info!(pod = %spec::key(&self.pod), operation = ?key, reason = failed.reason, error = %failed.message, "operation failed");
-        }
-        if key == OpKey::Inspect {
-            if generation != self.generation && result.is_ok() && self.memory.observed {
-                // Something finished meanwhile; what was seen may be older than what is known.
-                self.look_again = true;
-                return;
-            }
-        } else {
-            self.generation += 1;
-        }
-        // A failed refresh of volumes that are in place leaves them as they are.
-        if key == OpKey::Volumes && self.memory.volumes.is_done() && result.is_err() {
-            self.volumes = Arc::new(PodVolumes {
-                refresh_at: Some(now + 10 * lifecycle::SECOND),
-                ..self.volumes.as_ref().clone()
-            });
-            return;
-        }
-        self.memory.record(key, result, &mut self.runtime, now);
-        if self.memory.observed
-            && let Some(adopted) = self.adopted.take()
-        {
-            self.adopt(&adopted);
-        }
-    }
-
-    /// Takes over what an earlier agent (this one or a kubelet) left running.
-    fn adopt(&mut self, known: &PodStatus) {
-        let runtime = self.runtime.clone();
-        self.memory.seed_crash_backoff(&runtime);
-        let statuses = known.container_statuses.iter().flatten().chain(known.init_container_statuses.iter().flatten());
-        for status in statuses {
-            let id = status.container_id.as_deref().and_then(|id| id.split_once("://")).map(|(_, id)| id);
-            let Some(container) = runtime.containers.iter().find(|c| Some(c.id.as_str()) == id && c.is_running())
-            else {
-                continue;
-            };
-            self.shared.probes.seed(&self.pod, container, status.started == Some(true), status.ready);
         }
     }
 
@@ -498,90 +446,6 @@ impl Worker {
     fn probe_views(&self) -> BTreeMap<String, ProbeView> {
         let running = self.runtime.containers.iter().filter(|c| c.is_running());
         running.map(|c| (c.name.clone(), self.shared.probes.view(&self.pod, c))).collect()
-    }
-
-    /// Publishes the status when it differs from the last one; answers whether it did.
-    fn publish(&mut self, now: Nanos) -> bool {
-        if !self.memory.observed || self.lifecycle == Lifecycle::Removed {
-            return false;
-        }
-        let probes = self.probe_views();
-        let view = self.view(&probes);
-        let host_ips = self.shared.host_ips.load();
-        let runtime_name = self.shared.runtime_name.load();
-        let context = status::Context {
-            last: &self.last,
-            host_ips: &host_ips,
-            runtime_name: &runtime_name,
-            qos_class: self.shared.facilities.qos_class(&self.pod),
-            now,
-        };
-        let status = status::status(&view, &context);
-        self.tell_backoff(&status);
-        if status == *self.last && self.announced {
-            return false;
-        }
-        self.figures.published(&self.pod, &self.last, &status, Instant::now(), now);
-        // A restarted agent's first status is shown on the node even when it says nothing new.
-        self.last = Arc::new(status);
-        self.store();
-        self.shared.sink.publish(&self.pod, &self.last);
-        if !std::mem::replace(&mut self.announced, true) {
-            // The manager goes away only when the agent stops.
-            let _ = self.shared.announced.send(self.uid.clone());
-        }
-        true
-    }
-
-    /// One BackOff event for each crash that leads to waiting.
-    fn tell_backoff(&mut self, status: &PodStatus) {
-        let statuses =
-            status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
-        for container in statuses {
-            let waiting = container.state.as_ref().and_then(|s| s.waiting.as_ref());
-            if waiting.and_then(|w| w.reason.as_deref()) != Some("CrashLoopBackOff") {
-                continue;
-            }
-            let Some(ended) = self.runtime.latest(&container.name).map(finished_at) else { continue };
-            if self.backoff_told.insert(container.name.clone(), ended) == Some(ended) {
-                continue;
-            }
-            let key = spec::key(&self.pod);
-            let text = format!(
-                "Back-off restarting failed container {} in pod {}_{}({})",
-                container.name, key.name, key.namespace, self.uid
-            );
-            let delay = self.memory.containers.get(&container.name).map_or(0, |m| m.crash_delay / lifecycle::SECOND);
-            tracing::info!(pod = %key, container = %container.name, delay = %go_seconds(delay), "crash back-off");
-            self.shared.event(&self.pod, Some(&container.name), EventType::Warning, "BackOff", text);
-        }
-    }
-
-    fn register_objects(&self) {
-        let namespace = spec::key(&self.pod).namespace;
-        let mut refs = self.shared.facilities.volume_refs(&self.pod);
-        for (name, _) in spec::roles(&self.pod) {
-            if let Some(found) = spec::find(&self.pod, name) {
-                refs.extend(env::object_refs(&namespace, &found.container));
-            }
-        }
-        for secret in spec::spec(&self.pod).image_pull_secrets.iter().flatten() {
-            refs.push(crate::objects::ObjectRef::Secret(crate::ids::ObjectKey::new(&namespace, &secret.name)));
-        }
-        refs.sort();
-        refs.dedup();
-        self.shared.objects.register(&self.uid, refs);
-    }
-
-    fn store(&self) {
-        let record = Record::new(
-            self.source,
-            self.pod.as_ref().clone(),
-            self.last.as_ref().clone(),
-            self.lifecycle.clone(),
-            self.started_at,
-        );
-        self.shared.journal.store(&self.uid, &record);
     }
 }
 

@@ -21,7 +21,7 @@ use super::usage::Meter;
 use super::{exposition, own, summary, tunnel};
 use crate::control::View;
 use crate::cri::client::kubelet_api::Streams;
-use crate::cri::{CriError, Runtime};
+use crate::cri::{CriError, Known, Runtime};
 use crate::ids::{ContainerId, PodUid};
 use crate::logs::{self, choose};
 use crate::metrics::METRICS;
@@ -264,7 +264,7 @@ impl Api {
             words(query, "port").iter().flat_map(|text| text.split(',')).map(str::parse::<u16>).collect();
         let bad = |error| Refusal(StatusCode::BAD_REQUEST, format!("port: {error}; expected 1 to 65535"));
         let ports = ports.map_err(bad)?.into_iter().map(i32::from).collect();
-        let runtime = self.runtime.inspect_pod(&PodUid::new(spec::uid(&pod).as_str())).await?;
+        let runtime = self.runtime.inspect_pod(&PodUid::new(spec::uid(&pod).as_str()), &Known::default()).await?;
         let sandbox = runtime.sandbox().filter(|sandbox| sandbox.ready);
         let missing = || Refusal(StatusCode::NOT_FOUND, "the pod has no running sandbox".to_owned());
         let url = self.runtime.port_forward_url(&sandbox.ok_or_else(missing)?.id, ports).await?;

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{Container, Secret, VolumeDevice};
 use nodelet_proto::cri;
 
 use super::{Context, Output, hooks, message, sandbox};
-use crate::cri::{ContainerView, CriError};
+use crate::cri::{ContainerState, ContainerView, CriError};
 use crate::event::EventType;
 use crate::ids::{ContainerId, ObjectKey, SandboxId};
 use crate::metrics::METRICS;
@@ -70,6 +70,11 @@ async fn create_and_start(
 
 async fn status(context: &Context, id: &ContainerId, sandbox: &SandboxId) -> Result<ContainerView, Failure> {
     match context.shared.runtime.container_status(id, sandbox.as_str()).await {
+        // It was started, so this is an older state; a container that is only created would be removed as a leftover.
+        Ok(view) if view.state == ContainerState::Created => {
+            let message = "the runtime has started the container and says that it has not".into();
+            Err(Failure { reason: "RunContainerError", message, container: None })
+        }
         Ok(view) => Ok(message::with_message(view).await),
         Err(error) => Err(Failure { reason: "RunContainerError", message: error.text(), container: None }),
     }
@@ -140,7 +145,9 @@ async fn adopt(
     error: &CriError,
 ) -> Result<ContainerId, Failure> {
     let failed = Failure { reason: "CreateContainerError", message: error.text(), container: None };
-    let Ok(runtime) = context.shared.runtime.inspect_pod(&context.uid).await else { return Err(failed) };
+    let Ok(runtime) = context.shared.runtime.inspect_pod(&context.uid, &context.known).await else {
+        return Err(failed);
+    };
     let made = runtime.containers.into_iter().find(|c| c.name == name && c.attempt == attempt && c.sandbox == *sandbox);
     made.map(|c| c.id).ok_or(failed)
 }

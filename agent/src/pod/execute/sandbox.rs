@@ -8,6 +8,7 @@ use crate::metrics::METRICS;
 use crate::metrics::cells::{DEFAULT, Histogram};
 use crate::pod::action::Failure;
 use crate::pod::sandbox_config::{Inputs, log_directory_name, sandbox_config};
+use crate::pod::start_slot::StartSlot;
 use crate::pod::{dns, hosts, spec};
 use nodelet_proto::cri;
 
@@ -63,6 +64,7 @@ pub(super) async fn create(context: &Context, attempt: u32) -> (Result<Output, F
         return (Err(refuse("the agent is stopping".into())), Extra::Nothing);
     };
     METRICS.pods.started.increment();
+    let slot = StartSlot::hold(slot);
     let result = run(context, attempt).await;
     if let Err(failed) = &result {
         METRICS.pods.start_errors.increment();
@@ -105,7 +107,9 @@ async fn run(context: &Context, attempt: u32) -> Result<Output, Failure> {
 /// A create that timed out, or whose answer was lost with an earlier agent, may have made the sandbox after all; its
 /// name then stays reserved. It is found by its attempt number and used.
 async fn adopt(context: &Context, attempt: u32, failed: Failure) -> Result<Output, Failure> {
-    let Ok(runtime) = context.shared.runtime.inspect_pod(&context.uid).await else { return Err(failed) };
+    let Ok(runtime) = context.shared.runtime.inspect_pod(&context.uid, &context.known).await else {
+        return Err(failed);
+    };
     match runtime.sandboxes.into_iter().find(|s| s.attempt == attempt && s.ready) {
         Some(sandbox) => Ok(Output::Sandbox(sandbox)),
         None => Err(failed),

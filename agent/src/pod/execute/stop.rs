@@ -1,6 +1,8 @@
 //! Stopping containers and removing what a pod leaves.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::{Context, Output, container, failure, hooks, message};
 use crate::event::EventType;
@@ -27,6 +29,7 @@ pub(super) async fn kill(
         KillReason::PodTerminating => format!("Stopping container {name}"),
         KillReason::Probe(text) => text.clone(),
         KillReason::DefinitionChanged => format!("Container {name} definition changed, will be restarted"),
+        KillReason::StateUnknown => format!("Container {name} is in unknown state, try killing it before restart"),
         KillReason::SandboxGone => format!("Stopping container {name}: its pod sandbox has changed"),
     };
     shared.event(pod, Some(name), EventType::Normal, "Killing", text);
@@ -39,6 +42,12 @@ pub(super) async fn kill(
     shared.runtime.stop_container(id, grace).await.map_err(|e| failure("FailedKillPod", &e))?;
     let sandbox = context.stopping.as_ref().map_or("", |c| c.sandbox.as_str());
     match shared.runtime.container_status(id, sandbox).await {
+        // The answer to the stop is no proof; without one it is tried again, after a pause.
+        Ok(view) if view.may_run() => Err(Failure {
+            reason: "FailedKillPod",
+            message: format!("container {name} still runs after the runtime has stopped it"),
+            container: None,
+        }),
         Ok(view) => Ok(Output::Container(Box::new(message::with_message(view).await))),
         Err(error) if error.is_not_found() => Ok(Output::ContainerRemoved(id.clone())),
         Err(error) => Err(failure("FailedKillPod", &error)),

@@ -8,7 +8,7 @@ use super::Planner;
 use crate::cri::{ContainerState, ContainerView, Nanos, SandboxView};
 use crate::pod::action::{KillReason, Op, OpKey};
 use crate::pod::lifecycle::{Cause, Lifecycle, SECOND, begin};
-use crate::pod::memory::finished_at;
+use crate::pod::memory::{Doubt, finished_at};
 use crate::pod::spec::{self, Role};
 use crate::pod::view::PodView;
 
@@ -108,7 +108,7 @@ fn sandbox<'a>(planner: &mut Planner<'a>) -> Option<&'a SandboxView> {
             return Some(newest);
         }
         Some(_) if view.is_inflight(&OpKey::Sandbox) => return None,
-        Some(_) if !replace(planner) => return None,
+        Some(_) | None if !replace(planner) => return None,
         Some(_) | None => {}
     }
     let memory = &view.memory.sandbox;
@@ -124,13 +124,15 @@ fn sandbox<'a>(planner: &mut Planner<'a>) -> Option<&'a SandboxView> {
 
 /// Ready, in the network namespace that the spec asks for, with an address.
 pub fn is_usable(view: &PodView<'_>, sandbox: &SandboxView) -> bool {
-    let host_network = spec::host_network(view.pod);
-    sandbox.ready && sandbox.host_network == host_network && (host_network || !sandbox.ips.is_empty())
+    sandbox.is_sound() && sandbox.host_network == spec::host_network(view.pod)
 }
 
 /// Clears away what an unusable sandbox left; true when a new one may be created.
 fn replace(planner: &mut Planner<'_>) -> bool {
     let view = planner.view;
+    if !may_believe(planner) {
+        return false;
+    }
     let mut clear = true;
     for container in view.runtime.containers.iter().filter(|c| c.is_running()) {
         clear = false;
@@ -146,6 +148,29 @@ fn replace(planner: &mut Planner<'_>) -> bool {
         }
     }
     clear && due_containers(view).next().is_some()
+}
+
+/// Whether what is said of the sandboxes of running containers may be acted on; asks for another look when it is time.
+fn may_believe(planner: &mut Planner<'_>) -> bool {
+    let view = planner.view;
+    let mut believed = true;
+    for container in view.runtime.containers.iter().filter(|c| c.is_running()) {
+        believed &= is_believed(planner, container.sandbox.as_str());
+    }
+    believed
+}
+
+/// Whether bad news about a sandbox or a container may be acted on. Without a doubt on record there is none: it was our
+/// own operation that changed it.
+fn is_believed(planner: &mut Planner<'_>, id: &str) -> bool {
+    let Some(doubt) = planner.view.memory.doubts.get(id).filter(|doubt| !doubt.is_confirmed()) else { return true };
+    let look_at = doubt.since + Doubt::PAUSE;
+    if look_at <= planner.now {
+        planner.start(Op::Inspect)
+    } else {
+        planner.wake(look_at)
+    }
+    false
 }
 
 fn remove_old_sandboxes(planner: &mut Planner<'_>, newest: &SandboxView) {
@@ -220,7 +245,7 @@ fn is_startable(view: &PodView<'_>, name: &str, role: Role, current: Option<&Con
     match current {
         Some(container) => match container.state {
             ContainerState::Running { .. } => false,
-            // A leftover of a start that was interrupted; it is removed first.
+            // A leftover of a start that was interrupted is removed first, what nobody knows about is stopped first.
             ContainerState::Created | ContainerState::Unknown => true,
             ContainerState::Exited { exit_code, .. } => spec::restarts(view.pod, name, role, exit_code),
         },
@@ -241,9 +266,15 @@ fn start_container(planner: &mut Planner<'_>, name: &str, sandbox: Option<&Sandb
         return;
     }
     let current = view.runtime.current(name);
-    if let Some(leftover) = current.filter(|c| matches!(c.state, ContainerState::Created | ContainerState::Unknown)) {
-        planner.start(Op::RemoveContainer(leftover.id.clone()));
-        return;
+    match current.map(|c| (c, &c.state)) {
+        Some((leftover, ContainerState::Created)) => return planner.start(Op::RemoveContainer(leftover.id.clone())),
+        Some((lost, ContainerState::Unknown)) => {
+            if is_believed(planner, lost.id.as_str()) {
+                kill(planner, lost, spec::grace_seconds(view.pod), KillReason::StateUnknown);
+            }
+            return;
+        }
+        Some((_, ContainerState::Running { .. } | ContainerState::Exited { .. })) | None => {}
     }
     let memory = view.memory.containers.get(name);
     if let Some(failed) = memory.and_then(|m| m.start.as_ref())

@@ -25,7 +25,7 @@ pub fn plan(planner: &mut Planner<'_>, termination: Termination) -> Lifecycle {
     for container in next_to_kill(view) {
         kill(planner, container, remaining, &termination);
     }
-    if view.runtime.containers.iter().any(ContainerView::is_running) || view.may_be_starting() {
+    if view.runtime.containers.iter().any(ContainerView::may_run) || view.may_be_starting() {
         return Lifecycle::Terminating(termination);
     }
     let mut sandboxes_stopped = true;
@@ -50,10 +50,10 @@ pub fn plan(planner: &mut Planner<'_>, termination: Termination) -> Lifecycle {
     Lifecycle::Terminating(termination)
 }
 
-/// Running containers whose turn it is: regular ones at once, then sidecars one by one from the last to the first
+/// Containers that run, or may, whose turn it is: regular ones at once, then sidecars one by one from the last to the first
 /// (KEP-753), and whatever the spec does not know.
 fn next_to_kill<'a>(view: &'a PodView<'a>) -> Vec<&'a ContainerView> {
-    let running = |c: &&ContainerView| c.is_running();
+    let running = |c: &&ContainerView| c.may_run();
     let is_sidecar = |name: &str| spec::roles(view.pod).any(|(n, role)| n == name && role == Role::Sidecar);
     let others: Vec<_> = view.runtime.containers.iter().filter(running).filter(|c| !is_sidecar(&c.name)).collect();
     if !others.is_empty() || view.may_be_starting() {

@@ -15,6 +15,8 @@ use crate::pod::memory::{Memory, finished_at};
 use crate::pod::spec::{self, Role};
 use crate::pod::view::{PodView, ProbeFailure, ProbeView};
 
+mod doubts;
+
 /// A pod, a runtime that does what it is told, and a clock.
 struct Sim {
     pod: Pod,
@@ -210,7 +212,7 @@ impl Sim {
     /// A container ends in the runtime; nobody is told.
     fn exit(&mut self, id: &ContainerId, code: i32) {
         let now = self.now;
-        for container in self.world.containers.iter_mut().filter(|c| c.id == *id && c.is_running()) {
+        for container in self.world.containers.iter_mut().filter(|c| c.id == *id && c.may_run()) {
             container.state = ContainerState::Exited {
                 started_at: 0,
                 finished_at: now,
@@ -466,6 +468,8 @@ enum Blow {
     Exit(usize, i32),
     Look,
     SandboxDies,
+    /// The runtime says for one look that sandboxes are not ready or have no address.
+    Lie(bool),
     Wait(i64),
     Delete(i64),
     Unwanted,
@@ -479,6 +483,7 @@ fn blows() -> impl Strategy<Value = Vec<Blow>> {
         2 => (0..4usize, prop_oneof![Just(0), Just(1), Just(137)]).prop_map(|(n, code)| Blow::Exit(n, code)),
         2 => Just(Blow::Look),
         1 => Just(Blow::SandboxDies),
+        1 => prop::bool::ANY.prop_map(Blow::Lie),
         2 => (0..400i64).prop_map(Blow::Wait),
         1 => (0..40i64).prop_map(Blow::Delete),
         1 => Just(Blow::Unwanted),
@@ -523,6 +528,18 @@ impl Sim {
                 for id in ids {
                     self.exit(&id, 137);
                 }
+            }
+            Blow::Lie(not_ready) => {
+                let truth = self.world.clone();
+                self.each_sandbox(|sandbox| if not_ready { sandbox.ready = false } else { sandbox.ips.clear() });
+                self.world = truth;
+                let killed = |sim: &Self| sim.log.iter().filter(|op| matches!(op, Op::KillContainer { .. })).count();
+                let before = killed(self);
+                let ends = self.memory.doubts.values().any(|doubt| doubt.is_confirmed());
+                self.turn();
+                let may_kill =
+                    ends || !self.lifecycle.may_start() || !self.probes.values().all(|p| p.failure.is_none());
+                assert!(may_kill || killed(self) == before, "one word of the runtime stopped a container");
             }
             Blow::Wait(seconds) => self.now += seconds * SECOND,
             Blow::Delete(grace) => self.delete(grace),

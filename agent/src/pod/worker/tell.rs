@@ -1,0 +1,105 @@
+//! What a worker tells others: its status, events, the objects that it needs, and the record for the next agent.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{STORE_AGAIN, Worker};
+use crate::cri::Nanos;
+use crate::event::EventType;
+use crate::pod::journal::Record;
+use crate::pod::lifecycle::{self, Lifecycle};
+use crate::pod::memory::finished_at;
+use crate::pod::status::{self, containers::go_seconds};
+use crate::pod::{env, spec};
+use k8s_openapi::api::core::v1::PodStatus;
+
+impl Worker {
+    /// Publishes the status when it differs from the last one; answers whether it did.
+    pub(super) fn publish(&mut self, now: Nanos) -> bool {
+        if !self.memory.observed || self.lifecycle == Lifecycle::Removed {
+            return false;
+        }
+        let probes = self.probe_views();
+        let view = self.view(&probes);
+        let host_ips = self.shared.host_ips.load();
+        let runtime_name = self.shared.runtime_name.load();
+        let context = status::Context {
+            last: &self.last,
+            host_ips: &host_ips,
+            runtime_name: &runtime_name,
+            qos_class: self.shared.facilities.qos_class(&self.pod),
+            now,
+        };
+        let status = status::status(&view, &context);
+        self.tell_backoff(&status);
+        if status == *self.last && self.announced {
+            return false;
+        }
+        self.figures.published(&self.pod, &self.last, &status, Instant::now(), now);
+        // A restarted agent's first status is shown on the node even when it says nothing new.
+        self.last = Arc::new(status);
+        self.store();
+        self.shared.sink.publish(&self.pod, &self.last);
+        if !std::mem::replace(&mut self.announced, true) {
+            // The manager goes away only when the agent stops.
+            let _ = self.shared.announced.send(self.uid.clone());
+        }
+        true
+    }
+
+    /// One BackOff event for each crash that leads to waiting.
+    fn tell_backoff(&mut self, status: &PodStatus) {
+        let statuses =
+            status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+        for container in statuses {
+            let waiting = container.state.as_ref().and_then(|s| s.waiting.as_ref());
+            if waiting.and_then(|w| w.reason.as_deref()) != Some("CrashLoopBackOff") {
+                continue;
+            }
+            let Some(ended) = self.runtime.latest(&container.name).map(finished_at) else { continue };
+            if self.backoff_told.insert(container.name.clone(), ended) == Some(ended) {
+                continue;
+            }
+            let key = spec::key(&self.pod);
+            let text = format!(
+                "Back-off restarting failed container {} in pod {}_{}({})",
+                container.name, key.name, key.namespace, self.uid
+            );
+            let delay = self.memory.containers.get(&container.name).map_or(0, |m| m.crash_delay / lifecycle::SECOND);
+            tracing::info!(pod = %key, container = %container.name, delay = %go_seconds(delay), "crash back-off");
+            self.shared.event(&self.pod, Some(&container.name), EventType::Warning, "BackOff", text);
+        }
+    }
+
+    pub(super) fn register_objects(&self) {
+        let namespace = spec::key(&self.pod).namespace;
+        let mut refs = self.shared.facilities.volume_refs(&self.pod);
+        for (name, _) in spec::roles(&self.pod) {
+            if let Some(found) = spec::find(&self.pod, name) {
+                refs.extend(env::object_refs(&namespace, &found.container));
+            }
+        }
+        for secret in spec::spec(&self.pod).image_pull_secrets.iter().flatten() {
+            refs.push(crate::objects::ObjectRef::Secret(crate::ids::ObjectKey::new(&namespace, &secret.name)));
+        }
+        refs.sort();
+        refs.dedup();
+        self.shared.objects.register(&self.uid, refs);
+    }
+
+    pub(super) fn store(&mut self) {
+        let mut record = Record::new(
+            self.source,
+            self.pod.as_ref().clone(),
+            self.last.as_ref().clone(),
+            self.lifecycle.clone(),
+            self.started_at,
+        );
+        record.sandboxes = match self.memory.observed {
+            true => self.runtime.sandboxes.iter().map(|s| s.id.to_string()).collect(),
+            false => self.remembered.sandboxes.iter().map(ToString::to_string).collect(),
+        };
+        let written = self.shared.journal.store(&self.uid, &record);
+        self.store_at = (!written).then(|| self.now() + STORE_AGAIN);
+    }
+}
