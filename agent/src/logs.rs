@@ -1,20 +1,29 @@
 //! Container logs as the runtime writes them.
 //!
 //! A line of a file is `TIME STREAM TAG TEXT`, where the tag is `F` for a full line and `P` for a part of a longer one.
-//! Source: "CRI logging" design of Kubernetes. Files are opened without following symlinks, because a container's own
-//! directory is next to them. Following waits for inotify events; a rotation (the file is moved away and a new one appears
+//! Source: "CRI logging" design of Kubernetes. What a file may be, and how it is read, is in [`file`]; reading runs on threads
+//! that may block, 16 KiB at a time, so that a slow disk or a huge file holds up nobody else. Following waits for inotify events; a rotation (the file is moved away and a new one appears
 //! under its name) is followed to the new file after the old one was read to its end. Only whether the container still runs
 //! is asked once a second, and only while somebody follows: a container that ends leaves no event in its log.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use futures_util::StreamExt;
 use inotify::{Inotify, WatchMask};
 use jiff::Timestamp;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
+
+use file::{Lines, Piece};
+
+/// Bytes that are printed at a time: a reader that does not read costs about three times as much.
+const CHUNK: usize = 16 * 1024;
+/// Bytes of the file that are read at a time, also when nothing of them is wanted.
+const MOST_READ: u64 = 4 << 20;
+/// Logs that are followed by inotify. The kernel gives a user 128 instances, which sources of pods need, too.
+static WATCHES: Semaphore = Semaphore::const_new(48);
 
 /// What of a log is wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,40 +61,6 @@ pub fn parse(line: &[u8]) -> Option<Line<'_>> {
     let tag = parts.next()?;
     let text = parts.next().unwrap_or_default();
     matches!(stream, "stdout" | "stderr").then_some(Line { time, stream, partial: tag.starts_with(b"P"), text })
-}
-
-/// Opens a log file, not through a symlink.
-fn open(path: &Path) -> io::Result<File> {
-    let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-    File::options().read(true).custom_flags(flags).open(path)
-}
-
-/// Where the last `lines` lines of a file begin. Reads from the end, 64 KiB at a time.
-fn tail_offset(file: &mut File, lines: usize) -> io::Result<u64> {
-    const BLOCK: u64 = 64 * 1024;
-    let length = file.metadata()?.len();
-    if lines == 0 {
-        return Ok(length);
-    }
-    let (mut end, mut found) = (length, 0);
-    while end > 0 {
-        let start = end.saturating_sub(BLOCK);
-        file.seek(SeekFrom::Start(start))?;
-        let mut block = vec![0; usize::try_from(end - start).unwrap_or(0)];
-        file.read_exact(&mut block)?;
-        for (index, byte) in block.iter().enumerate().rev() {
-            let at = start + index as u64;
-            // The newline that ends the file begins no line.
-            if *byte == b'\n' && at + 1 < length {
-                found += 1;
-                if found == lines {
-                    return Ok(at + 1);
-                }
-            }
-        }
-        end = start;
-    }
-    Ok(0)
 }
 
 /// Reads whole lines from where a file was left; half a line stays for the next time.
@@ -141,6 +116,13 @@ impl Printer {
         self.left = self.left.saturating_sub(added);
     }
 
+    /// A piece of a line that is too long to be one of a runtime's.
+    fn print_part(&mut self, raw: &[u8], out: &mut Vec<u8>) {
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(raw.len());
+        out.extend_from_slice(&raw[..most]);
+        self.left -= most as u64;
+    }
+
     fn is_too_old(&mut self, line: &Line<'_>) -> bool {
         let Some(since) = self.since else { return false };
         let is_old = line.time.parse::<Timestamp>().is_ok_and(|time| time < since);
@@ -152,38 +134,39 @@ impl Printer {
 }
 
 impl Reader {
-    fn open(path: &Path, options: &Options) -> io::Result<Self> {
-        let mut file = open(path)?;
+    fn open(path: &Path, options: &Options, is_over: impl Fn() -> bool) -> io::Result<Self> {
+        let mut file = file::open(path)?;
         let offset = match options.tail {
-            Some(lines) => tail_offset(&mut file, lines)?,
+            Some(lines) => file::tail_offset(&mut file, lines, is_over)?,
             None => 0,
         };
         Ok(Self { path: path.to_owned(), file, offset, printer: Printer::new(options) })
     }
 
-    /// Everything that can be read now, up to about 256 KiB; whether anything was read.
+    /// What can be read now, up to about [`CHUNK`] bytes and a line; whether anything was read.
     fn next_chunk(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
-        const CHUNK: usize = 256 * 1024;
         let begin = self.offset;
-        self.file.seek(SeekFrom::Start(begin))?;
-        let mut reader = BufReader::with_capacity(64 * 1024, &self.file);
+        let mut lines = Lines::from(&mut self.file, begin)?;
         let mut line = Vec::new();
-        while out.len() < CHUNK && self.printer.left > 0 {
-            line.clear();
-            let read = reader.read_until(b'\n', &mut line)?;
-            if read == 0 || line.last() != Some(&b'\n') {
-                break;
+        while out.len() < CHUNK && self.offset - begin < MOST_READ && self.printer.left > 0 {
+            match lines.next(&mut line)? {
+                Piece::Line => {
+                    self.offset += line.len() as u64 + 1;
+                    self.printer.print(&line, out);
+                }
+                Piece::Part => {
+                    self.offset += line.len() as u64;
+                    self.printer.print_part(&line, out);
+                }
+                Piece::Nothing => break,
             }
-            self.offset += read as u64;
-            line.pop();
-            self.printer.print(&line, out);
         }
         Ok(self.offset > begin)
     }
 
     /// The new file of the same name after a rotation, if there is one.
     fn rotated(&self) -> io::Result<Option<File>> {
-        let new = match open(&self.path) {
+        let new = match file::open(&self.path) {
             Ok(new) => new,
             // Between moving the old file away and making the new one.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -198,6 +181,11 @@ impl Reader {
     }
 }
 
+/// Runs what blocks on a thread of its own.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
 /// Whether the reader of the log is still there and wants more.
 #[derive(PartialEq, Eq)]
 enum Demand {
@@ -206,15 +194,24 @@ enum Demand {
 }
 
 /// Sends everything that can be read now.
-async fn drain(reader: &mut Reader, tx: &mpsc::Sender<io::Result<Vec<u8>>>) -> io::Result<Demand> {
+async fn drain(mut reader: Reader, tx: &mpsc::Sender<io::Result<Vec<u8>>>) -> io::Result<(Reader, Demand)> {
     loop {
-        let mut out = Vec::new();
-        let has_read = reader.next_chunk(&mut out)?;
-        if !out.is_empty() && tx.send(Ok(out)).await.is_err() || reader.printer.left == 0 {
-            return Ok(Demand::Over);
+        let (back, out, has_read) = blocking(move || {
+            let mut out = Vec::new();
+            let has_read = reader.next_chunk(&mut out)?;
+            Ok((reader, out, has_read))
+        })
+        .await?;
+        reader = back;
+        let is_unwanted = match out.is_empty() {
+            true => tx.is_closed(),
+            false => tx.send(Ok(out)).await.is_err(),
+        };
+        if is_unwanted || reader.printer.left == 0 {
+            return Ok((reader, Demand::Over));
         }
         if !has_read {
-            return Ok(Demand::More);
+            return Ok((reader, Demand::More));
         }
     }
 }
@@ -241,27 +238,28 @@ async fn pump(
     tx: &mpsc::Sender<io::Result<Vec<u8>>>,
 ) -> io::Result<()> {
     // The watch is set before the first read, so that nothing written in between is missed.
-    let mut events = if options.follow {
-        let inotify = Inotify::init()?;
-        let directory = path.parent().unwrap_or(Path::new("/"));
-        inotify
-            .watches()
-            .add(directory, WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::DELETE_SELF)?;
-        Some(inotify.into_event_stream([0; 4096])?)
-    } else {
-        None
-    };
-    let mut reader = Reader::open(path, options)?;
+    let mut events = if options.follow { watch(path)? } else { None };
+    let (at, wanted, asker) = (path.to_owned(), options.clone(), tx.clone());
+    let mut reader = blocking(move || Reader::open(&at, &wanted, || asker.is_closed())).await?;
     loop {
         // Asked before reading: what was written before the container ended is then read.
         let over = ended();
-        if drain(&mut reader, tx).await? == Demand::Over {
+        let demand;
+        (reader, demand) = drain(reader, tx).await?;
+        if demand == Demand::Over || !options.follow {
             return Ok(());
         }
-        let Some(events) = &mut events else { return Ok(()) };
-        if let Some(new) = reader.rotated()? {
+        let (back, new) = blocking(move || {
+            let new = reader.rotated();
+            Ok((reader, new))
+        })
+        .await?;
+        reader = back;
+        if let Some(new) = new? {
             // The runtime wrote to the old file until it made the new one, which may be after the last read.
-            if drain(&mut reader, tx).await? == Demand::Over {
+            let demand;
+            (reader, demand) = drain(reader, tx).await?;
+            if demand == Demand::Over {
                 return Ok(());
             }
             reader.go_over_to(new);
@@ -270,9 +268,15 @@ async fn pump(
         if over {
             return Ok(());
         }
+        let changed = async {
+            match &mut events {
+                Some((events, _)) => events.next().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = tx.closed() => return Ok(()),
-            event = events.next() => match event {
+            event = changed => match event {
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(error),
                 None => return Ok(()),
@@ -283,7 +287,20 @@ async fn pump(
     }
 }
 
+type Events = (inotify::EventStream<[u8; 1024]>, tokio::sync::SemaphorePermit<'static>);
+
+/// Events of a log's directory; `None` when too many logs are followed, and then the file is looked at once a second.
+fn watch(path: &Path) -> io::Result<Option<Events>> {
+    let Ok(permit) = WATCHES.try_acquire() else { return Ok(None) };
+    let inotify = Inotify::init()?;
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let mask = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::DELETE_SELF;
+    inotify.watches().add(directory, mask)?;
+    Ok(Some((inotify.into_event_stream([0; 1024])?, permit)))
+}
+
 pub mod choose;
+mod file;
 pub mod kept;
 pub mod rotate;
 

@@ -90,7 +90,7 @@ fn lines_that_were_written_to_the_old_file_before_the_new_one_was_made_are_not_l
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("0.log");
     std::fs::write(&path, line("F", "a")).unwrap();
-    let mut reader = Reader::open(&path, &Options::default()).unwrap();
+    let mut reader = Reader::open(&path, &Options::default(), || false).unwrap();
     let mut out = Vec::new();
     assert!(reader.next_chunk(&mut out).unwrap());
     let moved = dir.path().join("0.log.1");
@@ -103,4 +103,64 @@ fn lines_that_were_written_to_the_old_file_before_the_new_one_was_made_are_not_l
     reader.go_over_to(new);
     assert!(reader.next_chunk(&mut out).unwrap());
     assert_eq!(String::from_utf8(out).unwrap(), "a\nb\nc\n");
+}
+
+/// What a container with a hostPath of the logs may put in a log's place: k/k#81125.
+#[tokio::test]
+async fn what_no_runtime_writes_is_refused_at_once() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let dir = tempfile::tempdir().unwrap();
+    let (pod, secret) = (dir.path().join("pod/c"), dir.path().join("secret"));
+    std::fs::create_dir_all(&pod).unwrap();
+    std::fs::write(&secret, line("F", "root:x:0")).unwrap();
+    let (fifo, sparse, link, zero) = (pod.join("1.log"), pod.join("2.log"), pod.join("3.log"), pod.join("4.log"));
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    File::create(&sparse).unwrap().set_len(1 << 40).unwrap();
+    std::os::unix::fs::symlink(&secret, &link).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &zero).unwrap();
+    std::os::unix::fs::symlink(dir.path(), dir.path().join("pod/d")).unwrap();
+    let through = dir.path().join("pod/d/secret");
+    for (path, follow) in
+        [&fifo, &sparse, &link, &zero, &through].into_iter().flat_map(|path| [(path, false), (path, true)])
+    {
+        let (tx, mut rx) = mpsc::channel(1);
+        let options = Options { follow, tail: Some(10), ..Options::default() };
+        let reading = tokio::time::timeout(Duration::from_secs(5), read(path.clone(), options, || false, tx));
+        let (done, first) = tokio::join!(reading, rx.recv());
+        done.unwrap_or_else(|_| panic!("{} hangs", path.display()));
+        assert!(first.unwrap().is_err(), "{} was read", path.display());
+    }
+}
+
+/// A megabyte without a line's end took a megabyte, and a terabyte would have taken a terabyte.
+#[tokio::test]
+async fn a_line_without_an_end_takes_bounded_memory_and_is_passed_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("0.log");
+    std::fs::write(&path, vec![b'x'; 4 << 20]).unwrap();
+    let (tx, mut rx) = mpsc::channel(1);
+    let task = tokio::spawn(read(path, Options::default(), || true, tx));
+    let (mut largest, mut all) = (0, 0);
+    while let Some(chunk) = rx.recv().await {
+        let chunk = chunk.unwrap();
+        largest = largest.max(chunk.len());
+        all += chunk.len();
+    }
+    task.await.unwrap();
+    assert!(largest <= file::LONGEST + CHUNK, "{largest} bytes at once");
+    assert_eq!(all, 4 << 20, "nothing is lost");
+}
+
+#[tokio::test]
+async fn the_end_of_a_huge_log_is_not_looked_for_when_nobody_waits_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("0.log");
+    std::fs::write(&path, vec![b'x'; 1 << 20]).unwrap();
+    let mut file = file::open(&path).unwrap();
+    let asked = std::cell::Cell::new(0);
+    let offset = file::tail_offset(&mut file, 10, || {
+        asked.set(asked.get() + 1);
+        asked.get() > 2
+    });
+    assert_eq!((offset.unwrap(), asked.get()), (0, 3), "it stops between two blocks");
 }
