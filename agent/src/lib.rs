@@ -51,11 +51,12 @@
 //! | writer (`api::status_writer`), one a pod with work | the newest status | PATCH of the difference, DELETE at the end |
 //! | event sender ([`api::events`]) | `Event` from the recorder, dropped when full | events at the API server |
 //! | heartbeat and lease ([`node`]), apart | facts, runtime health, own Node, timers | POST and PATCH of the Node; the lease |
-//! | kubelet API ([`server::serve`]), a task a connection and one a stream | TLS on 10250 | answers from the board, the runtime, log files |
+//! | kubelet API ([`server::serve`]), a task a connection and one a stream | TLS on 10250; plain on `readOnlyPort`, where asked for | answers from the board, the runtime, log files |
 //! | network configuration (`app::joined`) | pod CIDRs of the own Node | the conflist, where there is none |
 //! | routes ([`node::routes`]), with our conflist only | all Nodes | routes to other nodes' pod CIDRs |
 //! | images (`app::node_extras`) | a timer | images for the node status |
 //! | mirrors (`source::static_pods::mirror`) | static pods, mirrors, the own Node | mirror pods at the API server |
+//! | serving certificate ([`api::bootstrap::serving`]), with `serverTLSBootstrap` | addresses of the own Node, the certificate's life | requests, files that the kubelet API reads |
 //! | rotation ([`api::bootstrap`]) | the certificate's life | the next certificate; new connections |
 //! | eligibility (`app::service_half`) | the own Node | what 10256 tells load balancers |
 //!

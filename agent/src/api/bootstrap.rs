@@ -31,11 +31,43 @@ use crate::ids::NodeName;
 use crate::metrics::METRICS;
 use crate::watch::{WatchEvent, WatchSink};
 
+pub mod serving;
 pub mod store;
 
+use serving::Names;
 use store::Store;
 
-const SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
+/// What a certificate is for.
+#[derive(Clone, Debug)]
+enum Purpose {
+    /// To be known by the API server.
+    Client,
+    /// To be known by the callers of our own API, by these names.
+    Serving(Names),
+}
+
+impl Purpose {
+    fn signer(&self) -> &'static str {
+        match self {
+            Self::Client => "kubernetes.io/kube-apiserver-client-kubelet",
+            Self::Serving(_) => "kubernetes.io/kubelet-serving",
+        }
+    }
+
+    fn usage(&self) -> &'static str {
+        match self {
+            Self::Client => "client auth",
+            Self::Serving(_) => "server auth",
+        }
+    }
+
+    fn alternative_names(&self) -> Result<Vec<rcgen::SanType>, rcgen::Error> {
+        let Self::Serving(names) = self else { return Ok(Vec::new()) };
+        let dns = names.dns.iter().map(|name| Ok(rcgen::SanType::DnsName(name.as_str().try_into()?)));
+        dns.chain(names.ips.iter().map(|ip| Ok(rcgen::SanType::IpAddress(*ip)))).collect()
+    }
+}
+
 /// How long one request waits for its approval before another is made, as with kubelet.
 const APPROVAL_PATIENCE: Duration = Duration::from_secs(15 * 60);
 const BACKOFF_FIRST: Duration = Duration::from_secs(2);
@@ -114,7 +146,7 @@ async fn bootstrap_once(
     store: &Store,
 ) -> Result<(), BootstrapError> {
     let key = store.pending_key()?;
-    let cert = request(client, &settings.node, &key, RequestName::OfKey).await?;
+    let cert = request(client, &settings.node, &key, RequestName::OfKey, &Purpose::Client).await?;
     let pem = store.update(&cert, &key.serialize_pem())?;
     store.drop_pending_key();
     store::write_private(&settings.kubeconfig, store::kubeconfig_text(config, &pem).as_bytes())?;
@@ -164,7 +196,7 @@ pub async fn rotate(client: ApiClient, settings: Bootstrap) {
 /// Renews the certificate now.
 pub async fn renew(client: &ApiClient, settings: &Bootstrap) -> Result<(), BootstrapError> {
     let key = rcgen::KeyPair::generate()?;
-    let cert = request(client, &settings.node, &key, RequestName::Generated).await?;
+    let cert = request(client, &settings.node, &key, RequestName::Generated, &Purpose::Client).await?;
     Store::new(&settings.cert_dir).update(&cert, &key.serialize_pem())?;
     client.reload_identity().map_err(|error| BootstrapError::Api(error.to_string()))?;
     tracing::info!(node = %settings.node, "client certificate renewed");
@@ -198,9 +230,10 @@ async fn request(
     node: &NodeName,
     key: &rcgen::KeyPair,
     name: RequestName,
+    purpose: &Purpose,
 ) -> Result<Vec<u8>, BootstrapError> {
     let api: Api<CertificateSigningRequest> = Api::all(client.kube());
-    let wanted = signing_request(node, key, &name)?;
+    let wanted = signing_request(node, key, &name, purpose)?;
     let name = match api.create(&PostParams::default(), &wanted).await {
         Ok(made) => made.metadata.name.unwrap_or_default(),
         Err(kube::Error::Api(status)) if status.code == 409 => wanted.metadata.name.unwrap_or_default(),
@@ -229,11 +262,13 @@ fn signing_request(
     node: &NodeName,
     key: &rcgen::KeyPair,
     name: &RequestName,
+    purpose: &Purpose,
 ) -> Result<CertificateSigningRequest, rcgen::Error> {
     let mut params = rcgen::CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:nodes");
     params.distinguished_name.push(rcgen::DnType::CommonName, format!("system:node:{node}"));
+    params.subject_alt_names = purpose.alternative_names()?;
     let pem = params.serialize_request(key)?.pem()?;
     let metadata = match name {
         RequestName::OfKey => {
@@ -245,9 +280,9 @@ fn signing_request(
         metadata,
         spec: CertificateSigningRequestSpec {
             request: ByteString(pem.into_bytes()),
-            signer_name: SIGNER.to_owned(),
+            signer_name: purpose.signer().to_owned(),
             // An ECDSA key encrypts nothing, so "key encipherment" is not asked for.
-            usages: Some(vec!["digital signature".to_owned(), "client auth".to_owned()]),
+            usages: Some(vec!["digital signature".to_owned(), purpose.usage().to_owned()]),
             ..CertificateSigningRequestSpec::default()
         },
         status: None,
@@ -320,10 +355,28 @@ mod tests {
     }
 
     #[test]
+    fn a_serving_certificate_is_asked_for_with_the_nodes_names() {
+        let key = rcgen::KeyPair::generate().expect("key");
+        let mut names = Names::default();
+        names.dns.insert("n1".to_owned());
+        names.ips.insert([10, 0, 0, 1].into());
+        let node = NodeName::new("n1");
+        let made = signing_request(&node, &key, &RequestName::Generated, &Purpose::Serving(names)).expect("request");
+        assert_eq!(made.spec.signer_name, "kubernetes.io/kubelet-serving");
+        assert_eq!(made.spec.usages, Some(vec!["digital signature".to_owned(), "server auth".to_owned()]));
+        let (_, pem) = x509_parser::pem::parse_x509_pem(&made.spec.request.0).expect("pem");
+        let text = String::from_utf8_lossy(&pem.contents);
+        assert!(text.contains("system:node:n1") && text.contains("system:nodes"));
+        assert!(pem.contents.windows(6).any(|window| window == [0x87, 4, 10, 0, 0, 1]), "no IP address");
+        assert!(pem.contents.windows(4).any(|window| window == [0x82, 2, b'n', b'1']), "no DNS name");
+    }
+
+    #[test]
     fn a_request_is_named_by_its_key_so_that_a_restart_finds_it() {
         let key = rcgen::KeyPair::generate().expect("key");
         let node = NodeName::new("n1");
-        let name = |key| signing_request(&node, key, &RequestName::OfKey).expect("request").metadata.name;
+        let name =
+            |key| signing_request(&node, key, &RequestName::OfKey, &Purpose::Client).expect("request").metadata.name;
         assert_eq!(name(&key), name(&key));
         assert_ne!(name(&key), name(&rcgen::KeyPair::generate().expect("key")));
     }

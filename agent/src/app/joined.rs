@@ -154,7 +154,15 @@ async fn start_pods(
     let (objects_tx, changed) = mpsc::unbounded_channel();
     let objects = Arc::new(JoinedObjects::new(client.kube(), objects_tx, envs));
     let half = PodHalf::new(config, recorder.clone(), objects, board.clone(), addresses, health).await?;
-    super::server::start(config, client.kube(), half.served(), board.clone(), addresses, shutdown)?;
+    super::server::start(super::server::Parts {
+        config,
+        client: client.clone(),
+        node: node.node(),
+        served: half.served(),
+        board: board.clone(),
+        addresses,
+        shutdown,
+    })?;
     garbage::start(config, half.runtime(), board.clone(), shutdown);
     follow_addresses(parts, node.node(), machine, Some(half.host_addresses()));
     let period = config.kubelet.status_report;

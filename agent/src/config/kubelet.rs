@@ -195,6 +195,31 @@ pub struct Server {
     pub authorization: Authorization,
     /// When an idle stream is closed.
     pub stream_idle: Duration,
+    /// Versions and cipher suites.
+    pub tls: TlsOptions,
+    /// Port that everybody may read from; `None` for none.
+    pub read_only_port: Option<u16>,
+    /// Whether streams, logs and commands are served.
+    pub debugging: bool,
+}
+
+/// TLS of the kubelet API.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsOptions {
+    /// Lowest version.
+    pub min_version: TlsVersion,
+    /// Suites of TLS 1.2 by their names; `None` for all.
+    pub cipher_suites: Option<Vec<&'static str>>,
+}
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// 1.2.
+    #[default]
+    V12,
+    /// 1.3.
+    V13,
 }
 
 /// Who decides what a caller of the kubelet API may do.
@@ -221,19 +246,15 @@ pub struct Logging {
 }
 
 /// Fields that exist and are not read, each with the value that asks for nothing: kubelet's default.
-const UNREAD: [Unread; 61] = [
+const UNREAD: [Unread; 56] = [
     ("syncFrequency", "1m0s"),
     ("fileCheckFrequency", "20s"),
     ("httpCheckFrequency", "20s"),
     ("staticPodURL", ""),
     ("staticPodURLHeader", ""),
-    ("readOnlyPort", "0"),
-    ("tlsCipherSuites", ""),
     ("tlsCurvePreferences", ""),
-    ("tlsMinVersion", ""),
     ("imagePullCredentialsVerificationPolicy", "NeverVerifyPreloadedImages"),
     ("preloadedImagesVerificationAllowlist", ""),
-    ("enableDebuggingHandlers", "true"),
     ("enableContentionProfiling", "false"),
     ("oomScoreAdj", "-999"),
     ("imageMinimumGCAge", "2m0s"),
@@ -273,7 +294,6 @@ const UNREAD: [Unread; 61] = [
     ("defaultPodSysctls", ""),
     ("volumePluginDir", "/usr/libexec/kubernetes/kubelet-plugins/volume/exec/"),
     ("kernelMemcgNotification", "false"),
-    ("enableSystemLogHandler", "true"),
     ("enableSystemLogQuery", "false"),
     ("shutdownGracePeriodByPodPriority", ""),
     ("reservedMemory", ""),
@@ -365,7 +385,7 @@ pub fn read(mut fields: Fields, f: &mut Findings) -> Kubelet {
 }
 
 /// Fields that are checked, and whose feature is still to come.
-const UNUSED: [&str; 3] = ["serverTLSBootstrap", "shutdownGracePeriod", "shutdownGracePeriodCriticalPods"];
+const UNUSED: [&str; 2] = ["shutdownGracePeriod", "shutdownGracePeriodCriticalPods"];
 
 fn warn_of_unused(all: &Fields, f: &mut Findings) {
     for name in UNUSED.into_iter().filter(|name| all.asks_for_something(name)) {

@@ -245,3 +245,32 @@ fn kube_proxys_own_file_gives_kubeconfig_name_and_addresses() {
     assert_eq!(config.proxy.cluster_cidrs, ["10.244.0.0/16", "fd00::/48"]);
     assert!(warnings.iter().any(|w| w.field == "mode" && w.text.contains("nftables")));
 }
+
+#[test]
+fn tls_names_are_checked_and_ports_that_everybody_may_read_are_warned_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let head = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+    let loaded = |text: &str| load(&joined(dir.path(), &format!("{head}{text}")));
+    let old = "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305, TLS_RSA_WITH_AES_128_CBC_SHA, TLS_AES_128_GCM_SHA256";
+    let text = format!(
+        "tlsMinVersion: VersionTLS13\ntlsCipherSuites: [{old}]\nreadOnlyPort: 10255\nenableDebuggingHandlers: false\n\
+         enableSystemLogHandler: true\n"
+    );
+    let (config, warnings) = loaded(&text).unwrap();
+    let server = &config.kubelet.server;
+    assert_eq!(server.tls.min_version, kubelet::TlsVersion::V13);
+    assert_eq!(server.tls.cipher_suites, Some(vec!["TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256"]));
+    assert_eq!((server.read_only_port, server.debugging), (Some(10255), false));
+    let warnings = texts(&warnings);
+    for field in ["readOnlyPort", "tlsCipherSuites: TLS_RSA_WITH_AES_128_CBC_SHA", "enableSystemLogHandler"] {
+        assert!(warnings.iter().any(|warning| warning.contains(field)), "{field} in {warnings:#?}");
+    }
+    for (text, named) in [
+        ("tlsMinVersion: VersionTLS14", "VersionTLS14"),
+        ("tlsCipherSuites: [TLS_NOTHING]", "TLS_NOTHING"),
+        ("tlsCipherSuites: [TLS_RSA_WITH_AES_128_CBC_SHA]", "only weak suites"),
+    ] {
+        let errors = texts(&loaded(text).err().unwrap());
+        assert!(errors.iter().any(|error| error.contains(named)), "{named} in {errors:#?}");
+    }
+}

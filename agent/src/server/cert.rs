@@ -4,6 +4,9 @@
 //! as kubelet keeps it, `kubelet.crt` and `kubelet.key` in the certificate directory. Clients that show a certificate must show one
 //! of `clientCAFile`; those that show none are asked for a token later.
 //!
+//! With `serverTLSBootstrap` the pair is what the cluster signed (`api::bootstrap::serving`); until it did, no handshake
+//! succeeds.
+//!
 //! Files may be replaced while the agent runs: a handshake takes what is on disk, looked at no oftener than every ten seconds.
 
 use std::net::IpAddr;
@@ -18,6 +21,7 @@ use rustls::{RootCertStore, ServerConfig};
 use super::review::User;
 use crate::api::bootstrap::store::write_private;
 use crate::api::tls::{self, TlsError};
+use crate::config::kubelet::{TlsOptions, TlsVersion};
 use crate::metrics::METRICS;
 
 /// How often files are looked at.
@@ -32,6 +36,10 @@ pub struct Files {
     pub key: PathBuf,
     /// Authorities of client certificates, PEM.
     pub client_ca: Option<PathBuf>,
+    /// Whether certificate and key may come later.
+    pub is_requested: bool,
+    /// Versions and cipher suites.
+    pub options: TlsOptions,
 }
 
 /// Why the API cannot be served with these files.
@@ -98,7 +106,8 @@ pub struct Acceptor {
 }
 
 struct Current {
-    config: Arc<ServerConfig>,
+    /// `None` until there is a certificate.
+    config: Option<Arc<ServerConfig>>,
     stamps: Vec<Option<SystemTime>>,
     looked: Instant,
 }
@@ -107,19 +116,27 @@ impl Acceptor {
     /// Reads the files; fails when they are of no use.
     pub fn new(files: Files) -> Result<Self, CertError> {
         let stamps = files.stamps();
-        let config = files.load()?;
+        let config = match files.load() {
+            Err(CertError::File { path, source })
+                if files.is_requested && path == files.cert && source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                None
+            }
+            loaded => Some(loaded?),
+        };
         Ok(Self { files, current: Mutex::new(Current { config, stamps, looked: Instant::now() }) })
     }
 
-    /// What the next handshake uses. New files that cannot be used are reported and the last good ones stay.
-    pub fn config(&self) -> Arc<ServerConfig> {
+    /// What the next handshake uses; `None` until there is a certificate. New files that cannot be used are reported and the
+    /// last good ones stay.
+    pub fn config(&self) -> Option<Arc<ServerConfig>> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.looked.elapsed() >= LOOK_AGAIN {
+        if current.looked.elapsed() >= LOOK_AGAIN || current.config.is_none() {
             current.looked = Instant::now();
             let stamps = self.files.stamps();
             if stamps != current.stamps {
                 match self.files.load() {
-                    Ok(config) => current.config = config,
+                    Ok(config) => current.config = Some(config),
                     Err(error) => tracing::error!(%error, "kubelet API keeps the certificates that it has"),
                 }
                 current.stamps = stamps;
@@ -142,9 +159,9 @@ impl Files {
         let key = tls::certified_key(&read(&self.cert)?, &read(&self.key)?)
             .map_err(|source| CertError::Material { path: self.cert.clone(), source })?;
         METRICS.server_certificate.expires.set(tls::expiry(&key));
-        let builder = ServerConfig::builder_with_provider(tls::provider());
+        let builder = ServerConfig::builder_with_provider(provider(&self.options));
         let builder = builder
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions(&self.options))
             .map_err(|error| CertError::Material { path: self.cert.clone(), source: error.into() })?;
         let builder = match &self.client_ca {
             Some(path) => {
@@ -162,6 +179,26 @@ impl Files {
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Arc::new(config))
     }
+}
+
+static ONLY_13: [&rustls::SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
+
+/// Source of the names: `k8s.io/component-base/cli/flag`.
+fn versions(options: &TlsOptions) -> &'static [&'static rustls::SupportedProtocolVersion] {
+    match options.min_version {
+        TlsVersion::V12 => rustls::ALL_VERSIONS,
+        TlsVersion::V13 => &ONLY_13,
+    }
+}
+
+/// The crypto provider with the suites that may be used. As with Go, those of TLS 1.3 are not chosen.
+fn provider(options: &TlsOptions) -> Arc<rustls::crypto::CryptoProvider> {
+    let Some(wanted) = &options.cipher_suites else { return tls::provider() };
+    let mut provider = tls::provider().as_ref().clone();
+    provider
+        .cipher_suites
+        .retain(|suite| suite.tls13().is_some() || wanted.iter().any(|name| suite.suite().as_str() == Some(name)));
+    Arc::new(provider)
 }
 
 fn roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, CertError> {
@@ -187,6 +224,10 @@ pub fn user_of(cert: &CertificateDer<'_>) -> Option<User> {
 mod tests {
     use super::*;
 
+    fn files(cert: PathBuf, key: PathBuf, client_ca: Option<PathBuf>) -> Files {
+        Files { cert, key, client_ca, is_requested: false, options: TlsOptions::default() }
+    }
+
     #[test]
     fn a_self_signed_pair_is_made_once() {
         let dir = tempfile::tempdir().unwrap();
@@ -194,7 +235,7 @@ mod tests {
         let text = std::fs::read(&first.0).unwrap();
         assert_eq!(ensure_self_signed(dir.path(), "node-1", &[]).unwrap(), first);
         assert_eq!(std::fs::read(&first.0).unwrap(), text);
-        Acceptor::new(Files { cert: first.0, key: first.1, client_ca: None }).unwrap();
+        Acceptor::new(files(first.0, first.1, None)).unwrap();
     }
 
     #[test]
@@ -215,7 +256,61 @@ mod tests {
         let (cert, key) = ensure_self_signed(dir.path(), "n", &[]).unwrap();
         let ca = dir.path().join("ca.crt");
         std::fs::write(&ca, "nothing").unwrap();
-        let error = Acceptor::new(Files { cert, key, client_ca: Some(ca.clone()) }).err().unwrap();
+        let error = Acceptor::new(files(cert, key, Some(ca.clone()))).err().unwrap();
         assert!(error.to_string().starts_with(&ca.display().to_string()), "{error}");
+    }
+
+    #[test]
+    fn a_requested_certificate_may_come_later_and_is_taken_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let pair = dir.path().join("kubelet-server-current.pem");
+        let files = Files { is_requested: true, ..files(pair.clone(), pair.clone(), None) };
+        assert!(
+            Acceptor::new(Files { is_requested: false, ..files.clone() }).is_err(),
+            "a file that is named must be there"
+        );
+        let acceptor = Acceptor::new(files).unwrap();
+        assert!(acceptor.config().is_none());
+        let made = rcgen::generate_simple_self_signed(vec!["n1".to_owned()]).unwrap();
+        std::fs::write(&pair, made.cert.pem() + &made.signing_key.serialize_pem()).unwrap();
+        assert!(acceptor.config().is_some());
+    }
+
+    #[test]
+    fn files_that_change_are_used_and_nonsense_leaves_the_last_good_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cert, key) = ensure_self_signed(dir.path(), "n", &[]).unwrap();
+        let ca = dir.path().join("ca.crt");
+        std::fs::copy(&cert, &ca).unwrap();
+        let acceptor = Acceptor::new(files(cert.clone(), key.clone(), Some(ca.clone()))).unwrap();
+        let look = || {
+            let mut current = acceptor.current.lock().unwrap();
+            current.looked = current.looked.checked_sub(LOOK_AGAIN).unwrap();
+            // A clock of files that is coarser than this test must not hide a change.
+            current.stamps.iter_mut().for_each(|stamp| *stamp = None);
+            drop(current);
+            acceptor.config().unwrap()
+        };
+        let first = look();
+        let made = rcgen::generate_simple_self_signed(vec!["n".to_owned()]).unwrap();
+        std::fs::write(&cert, made.cert.pem()).unwrap();
+        assert!(Arc::ptr_eq(&first, &look()), "a certificate without its key is not used");
+        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        let second = look();
+        assert!(!Arc::ptr_eq(&first, &second));
+        std::fs::write(&ca, "nothing").unwrap();
+        assert!(Arc::ptr_eq(&second, &look()), "authorities that cannot be read let nobody in or out");
+    }
+
+    #[test]
+    fn versions_and_suites_are_those_of_the_configuration() {
+        let suites = |options: &TlsOptions| provider(options).cipher_suites.len();
+        let all = TlsOptions::default();
+        let few = TlsOptions {
+            min_version: TlsVersion::V13,
+            cipher_suites: Some(vec!["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"]),
+        };
+        assert_eq!((suites(&all), suites(&few)), (9, 4));
+        assert_eq!((versions(&all).len(), versions(&few).len()), (2, 1));
     }
 }

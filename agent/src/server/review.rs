@@ -14,13 +14,16 @@ use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessRevie
 use kube::Api;
 use kube::api::PostParams;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::Semaphore;
 
 use super::route::Access;
 use crate::api::watch::error_text;
 use crate::config::kubelet::Authorization;
 
 /// Entries of one cache. A flood of different tokens costs that much memory and no more.
-const CAPACITY: usize = 4096;
+const CAPACITY: usize = 1024;
+/// Questions to the API server at a time. A flood of tokens must not crowd out the node's own requests, above all its lease.
+const QUESTIONS: usize = 16;
 
 /// A caller.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -76,14 +79,26 @@ pub struct Reviewer {
     token_ttl: Option<Duration>,
     authorization: Authorization,
     /// Keys are hashes: a token does not stay in memory.
-    tokens: Cache<[u8; 32], Option<User>>,
+    tokens: Cache<[u8; 32], User>,
     decisions: Cache<(User, &'static str, &'static str), bool>,
+    /// Tokens that are nobody's are kept apart: a flood of them does not take the place of those that are somebody's.
+    strangers: Cache<[u8; 32], ()>,
+    questions: Semaphore,
 }
 
 impl Reviewer {
     /// A reviewer for the API of node `node`.
     pub fn new(client: kube::Client, node: String, token_ttl: Option<Duration>, authorization: Authorization) -> Self {
-        Self { client, node, token_ttl, authorization, tokens: Cache::new(), decisions: Cache::new() }
+        Self {
+            client,
+            node,
+            token_ttl,
+            authorization,
+            tokens: Cache::new(),
+            decisions: Cache::new(),
+            strangers: Cache::new(),
+            questions: Semaphore::new(QUESTIONS),
+        }
     }
 
     /// The owner of a bearer token; `None` when it is nobody's. An error says that the API server could not tell.
@@ -91,8 +106,13 @@ impl Reviewer {
         let Some(ttl) = self.token_ttl else { return Ok(None) };
         let key: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         if let Some(known) = self.tokens.get(&key, Instant::now()) {
-            return Ok(known);
+            return Ok(Some(known));
         }
+        if self.strangers.get(&key, Instant::now()).is_some() {
+            return Ok(None);
+        }
+        // The semaphore is never closed.
+        let _turn = self.questions.acquire().await;
         let spec = TokenReviewSpec { token: token.to_owned(), ..TokenReviewSpec::default() };
         let review = TokenReview { spec, ..TokenReview::default() };
         let api: Api<TokenReview> = Api::all(self.client.clone());
@@ -108,7 +128,10 @@ impl Reviewer {
             extra: user.extra.unwrap_or_default().into_iter().collect(),
         });
         let now = Instant::now();
-        self.tokens.put(key, user.clone(), now + ttl, now);
+        match &user {
+            Some(user) => self.tokens.put(key, user.clone(), now + ttl, now),
+            None => self.strangers.put(key, (), now + ttl, now),
+        }
         Ok(user)
     }
 
@@ -139,6 +162,7 @@ impl Reviewer {
     }
 
     async fn ask(&self, user: &User, verb: &str, subresource: &str) -> Result<bool, String> {
+        let _turn = self.questions.acquire().await;
         let attributes = ResourceAttributes {
             verb: Some(verb.to_owned()),
             version: Some("v1".to_owned()),

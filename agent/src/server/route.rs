@@ -1,7 +1,14 @@
 //! What a request asks for, and what its caller must be allowed to. Pure.
 //!
 //! The paths, their methods and the subresources of `nodes` that guard them are kubelet's ("Kubelet authorization" in the
-//! documentation of Kubernetes; KEP-2862 for the fine-grained ones). Nothing is served that this table does not list.
+//! documentation of Kubernetes; KEP-2862 for the fine-grained ones). Nothing is served that this table does not list: above all
+//! no files of the node, which kubelet has below `/logs/`, and no profiles.
+//!
+//! One thing is stricter than kubelet 1.37: whatever runs something in a container (`exec`, `attach`, `portForward`, `run`)
+//! needs the verb `create`, also when it comes as GET. There a WebSocket is a GET, so that `get nodes/proxy`, which many a
+//! monitoring agent has, is the right to run commands in every pod of the node (kubernetes#119640). API servers have all verbs.
+//!
+//! Rights and route are found from the same parsed [`Path`]: `/%65xec/...` is `exec` for both.
 
 use http::Method;
 
@@ -10,8 +17,8 @@ use http::Method;
 pub enum Route {
     /// `/healthz`: the process answers.
     Healthz,
-    /// `/healthz/ping`, `/healthz/log`, `/healthz/syncloop`: one check by name.
-    HealthCheck(String),
+    /// `/healthz/ping`, `/healthz/log`, `/healthz/syncloop`: one check.
+    HealthCheck(Check),
     /// `/pods`: pods as the node wants them, with their statuses.
     Pods,
     /// `/runningpods/`: pods as the runtime has them.
@@ -40,6 +47,63 @@ pub enum Route {
     ProbeMetrics,
     /// `/metrics/slis`.
     HealthMetrics,
+    /// `/checkpoint/NS/POD/CONTAINER`.
+    Checkpoint(Target),
+    /// `/statusz`: version and uptime, for people.
+    Statusz,
+    /// `/flagz`: the command line, for people.
+    Flagz,
+}
+
+/// A part of `/healthz`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// The process answers.
+    Ping,
+    /// It can log.
+    Log,
+    /// The loop that pods depend on turns.
+    SyncLoop,
+}
+
+impl Check {
+    /// All, in the order in which they are shown.
+    pub const ALL: [Self; 3] = [Self::Ping, Self::Log, Self::SyncLoop];
+
+    /// Its name in the path.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ping => "ping",
+            Self::Log => "log",
+            Self::SyncLoop => "syncloop",
+        }
+    }
+}
+
+/// Which part of the API is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Surface {
+    /// 10250.
+    Full,
+    /// 10250 with `enableDebuggingHandlers: false`.
+    WithoutDebugging,
+    /// `readOnlyPort`.
+    ReadOnly,
+}
+
+/// The parts of a path, without escapes and empty ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Path(Vec<String>);
+
+impl Path {
+    /// `None` when it is not UTF-8 or an escape is cut short.
+    pub fn parse(path: &str) -> Option<Self> {
+        path.split('/').filter(|part| !part.is_empty()).map(percent_decode).collect::<Option<_>>().map(Self)
+    }
+
+    fn root(&self) -> &str {
+        self.0.first().map_or("", String::as_str)
+    }
 }
 
 /// A pod, and mostly a container of it.
@@ -60,8 +124,10 @@ pub struct Target {
 pub enum NoRoute {
     /// There is no such path.
     NotFound,
-    /// The path exists, with other methods.
-    WrongMethod,
+    /// The path exists, with other methods, which are these.
+    WrongMethod(&'static str),
+    /// It is switched off; kubelet's text.
+    Disabled(&'static str),
 }
 
 /// What a request needs.
@@ -74,19 +140,25 @@ pub struct Access {
 }
 
 /// Methods of a route.
+#[derive(Clone, Copy)]
 enum Methods {
     /// Reading.
     Get,
-    /// An upgrade may come as either.
+    /// Reading, in kubelet also by POST.
     GetOrPost,
     /// Doing.
     Post,
 }
 
+/// Roots below which something is run in a container.
+const STREAMS: [&str; 4] = ["exec", "attach", "portForward", "run"];
+
 /// The access that a request needs, decided by path and method alone: it is checked before it is told whether there is
 /// such a path, so that nobody without rights can find out.
-pub fn access(method: &Method, path: &str) -> Access {
+pub fn access(method: &Method, path: Option<&Path>) -> Access {
+    let root = path.map_or("", Path::root);
     let verb = match *method {
+        _ if STREAMS.contains(&root) => "create",
         Method::POST => "create",
         Method::GET => "get",
         Method::PUT => "update",
@@ -95,8 +167,7 @@ pub fn access(method: &Method, path: &str) -> Access {
         // HEAD reads; whatever else there is has no verb of its own.
         _ => "get",
     };
-    let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
-    let subresources: &[&str] = match first {
+    let subresources: &[&str] = match root {
         "stats" => &["stats"],
         "metrics" => &["metrics"],
         "logs" => &["log"],
@@ -105,42 +176,79 @@ pub fn access(method: &Method, path: &str) -> Access {
         "flagz" => &["configz"],
         "healthz" => &["healthz", "proxy"],
         "configz" => &["configz", "proxy"],
-        "pods" | "runningpods" => &["pods", "proxy"],
+        "pods" | "runningpods" | "allocatedPods" => &["pods", "proxy"],
         _ => &["proxy"],
     };
     Access { verb, subresources }
 }
 
+/// Whether a request may become another protocol.
+pub fn may_upgrade(path: Option<&Path>) -> bool {
+    path.is_some_and(|path| ["exec", "attach", "portForward"].contains(&path.root()))
+}
+
 /// The route of a request.
-pub fn find(method: &Method, path: &str) -> Result<Route, NoRoute> {
-    let decoded: Option<Vec<String>> = path.split('/').filter(|part| !part.is_empty()).map(percent_decode).collect();
-    let decoded = decoded.ok_or(NoRoute::NotFound)?;
-    let parts: Vec<&str> = decoded.iter().map(String::as_str).collect();
+pub fn find(method: &Method, path: Option<&Path>, surface: Surface) -> Result<Route, NoRoute> {
+    let path = path.ok_or(NoRoute::NotFound)?;
+    let parts: Vec<&str> = path.0.iter().map(String::as_str).collect();
+    disabled(&parts, surface)?;
     let (route, methods) = match parts.as_slice() {
         ["healthz"] => (Route::Healthz, Methods::Get),
-        ["healthz", check @ ("ping" | "log" | "syncloop")] => (Route::HealthCheck((*check).to_owned()), Methods::Get),
+        ["healthz", name] => {
+            let check = Check::ALL.into_iter().find(|check| check.name() == *name).ok_or(NoRoute::NotFound)?;
+            (Route::HealthCheck(check), Methods::Get)
+        }
         ["pods"] => (Route::Pods, Methods::Get),
-        ["runningpods"] => (Route::RunningPods, Methods::Get),
-        ["configz"] => (Route::Configz, Methods::Get),
-        ["stats", "summary"] => (Route::Summary, Methods::Get),
+        ["stats", "summary"] => (Route::Summary, Methods::GetOrPost),
         ["metrics"] => (Route::Metrics, Methods::Get),
         ["metrics", "resource"] => (Route::ResourceMetrics, Methods::Get),
         ["metrics", "cadvisor"] => (Route::CadvisorMetrics, Methods::Get),
         ["metrics", "probes"] => (Route::ProbeMetrics, Methods::Get),
         ["metrics", "slis"] => (Route::HealthMetrics, Methods::Get),
+        // Kubelet has these only together with the debugging handlers, and never on the read-only port.
+        rest if surface == Surface::Full => with_rights(rest)?,
+        _ => return Err(NoRoute::NotFound),
+    };
+    let methods = if surface == Surface::ReadOnly { Methods::Get } else { methods };
+    let (is_allowed, allowed) = match methods {
+        Methods::Get => (matches!(*method, Method::GET | Method::HEAD), "GET, HEAD"),
+        Methods::GetOrPost => (matches!(*method, Method::GET | Method::POST), "GET, POST"),
+        Methods::Post => (*method == Method::POST, "POST"),
+    };
+    if is_allowed { Ok(route) } else { Err(NoRoute::WrongMethod(allowed)) }
+}
+
+fn with_rights(parts: &[&str]) -> Result<(Route, Methods), NoRoute> {
+    let found = match parts {
+        ["runningpods"] => (Route::RunningPods, Methods::Get),
+        ["configz"] => (Route::Configz, Methods::Get),
+        ["statusz"] => (Route::Statusz, Methods::Get),
+        ["flagz"] => (Route::Flagz, Methods::Get),
         ["containerLogs", rest @ ..] => (Route::Logs(container(rest)?), Methods::Get),
         ["exec", rest @ ..] => (Route::Exec(container(rest)?), Methods::GetOrPost),
         ["attach", rest @ ..] => (Route::Attach(container(rest)?), Methods::GetOrPost),
         ["run", rest @ ..] => (Route::Run(container(rest)?), Methods::Post),
         ["portForward", rest @ ..] => (Route::PortForward(pod(rest)?), Methods::GetOrPost),
+        ["checkpoint", rest @ ..] if rest.len() == 3 => (Route::Checkpoint(container(rest)?), Methods::Post),
         _ => return Err(NoRoute::NotFound),
     };
-    let is_allowed = match methods {
-        Methods::Get => matches!(*method, Method::GET | Method::HEAD),
-        Methods::GetOrPost => matches!(*method, Method::GET | Method::POST),
-        Methods::Post => *method == Method::POST,
-    };
-    if is_allowed { Ok(route) } else { Err(NoRoute::WrongMethod) }
+    Ok(found)
+}
+
+/// Paths that kubelet answers with a sentence where they are switched off, and those that nodelet never serves.
+fn disabled(parts: &[&str], surface: Surface) -> Result<(), NoRoute> {
+    let debugging = ["run", "exec", "attach", "portForward", "containerLogs", "runningpods", "logs"];
+    let root = parts.first().copied().unwrap_or_default();
+    let is_profile = parts.starts_with(&["debug", "pprof"]);
+    if surface != Surface::Full && (debugging.contains(&root) || is_profile) {
+        return Err(NoRoute::Disabled("Debug endpoints are disabled."));
+    }
+    match parts {
+        ["logs", ..] => Err(NoRoute::Disabled("logs endpoint is disabled.")),
+        ["debug", "pprof", ..] => Err(NoRoute::Disabled("profiling endpoint is disabled.")),
+        ["debug", "flags", ..] if surface == Surface::Full => Err(NoRoute::Disabled("flags endpoint is disabled.")),
+        _ => Ok(()),
+    }
 }
 
 fn container(parts: &[&str]) -> Result<Target, NoRoute> {
@@ -193,48 +301,4 @@ fn percent_decode(text: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn get(path: &str) -> Result<Route, NoRoute> {
-        find(&Method::GET, path)
-    }
-
-    #[test]
-    fn a_uid_stands_between_pod_and_container() {
-        let with = Target { namespace: "n".into(), pod: "p".into(), uid: Some("u".into()), container: "c".into() };
-        assert_eq!(get("/exec/n/p/u/c"), Ok(Route::Exec(with.clone())));
-        assert_eq!(get("/exec/n/p/c"), Ok(Route::Exec(Target { uid: None, ..with.clone() })));
-        assert_eq!(get("/portForward/n/p/u"), Ok(Route::PortForward(Target { container: String::new(), ..with })));
-        assert_eq!(get("/exec/n/c"), Err(NoRoute::NotFound));
-    }
-
-    #[test]
-    fn what_is_not_in_the_table_is_not_served() {
-        for path in ["/", "/exec", "/logs/../../etc/passwd", "/debug/pprof", "/stats/container", "/pods/x", "/%zz"] {
-            assert_eq!(get(path), Err(NoRoute::NotFound), "{path}");
-        }
-        assert_eq!(find(&Method::POST, "/pods"), Err(NoRoute::WrongMethod));
-        assert_eq!(find(&Method::GET, "/run/n/p/c"), Err(NoRoute::WrongMethod));
-    }
-
-    #[test]
-    fn every_path_needs_the_subresource_that_kubelet_asks_for() {
-        let of = |method: Method, path: &str| access(&method, path);
-        let classic = |verb, subresources| Access { verb, subresources };
-        assert_eq!(of(Method::GET, "/metrics/cadvisor"), classic("get", &["metrics"]));
-        assert_eq!(of(Method::POST, "/exec/n/p/c"), classic("create", &["proxy"]));
-        assert_eq!(of(Method::GET, "/exec/n/p/c"), classic("get", &["proxy"]));
-        assert_eq!(of(Method::GET, "/runningpods/"), classic("get", &["pods", "proxy"]));
-        assert_eq!(of(Method::GET, "/containerLogs/n/p/c"), classic("get", &["proxy"]));
-        assert_eq!(of(Method::GET, "/stats/summary"), classic("get", &["stats"]));
-        assert_eq!(of(Method::GET, "//pods"), classic("get", &["pods", "proxy"]));
-    }
-
-    #[test]
-    fn a_query_keeps_order_repetition_and_escapes() {
-        let found = query(Some("command=sh&command=-c&command=echo+a%26b&input=1"));
-        let values: Vec<&str> = found.iter().map(|(_, value)| value.as_str()).collect();
-        assert_eq!(values, ["sh", "-c", "echo a&b", "1"]);
-    }
-}
+mod tests;

@@ -6,9 +6,12 @@
 //!             ◄══════════ bytes: SPDY/3.1 or WebSocket, which only the two ends understand ══════════►
 //! ```
 //! The protocol inside is not looked at: whatever caller and runtime agree on (SPDY with its versions, WebSocket channels)
-//! works, and a hostile stream meets no parser here. The URL comes from the runtime alone; a redirect is never followed.
+//! works, and a hostile stream meets no parser here. The URL comes from the runtime alone, and only a loopback address is
+//! dialled: a runtime that lies cannot send the API server's streams elsewhere. A redirect is neither followed nor passed on
+//! (CVE-2020-8559).
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -32,10 +35,21 @@ pub enum TunnelError {
     #[error("Upgrade request required")]
     NoUpgrade,
     /// The runtime's URL is of no use.
-    #[error("the runtime's streaming URL {url:?} cannot be used: expected http://HOST:PORT/PATH")]
+    #[error(
+        "the runtime's streaming URL {url:?} cannot be used: expected http://, a loopback address \
+             and a port; set the streaming server's address in the runtime's configuration to 127.0.0.1, without TLS"
+    )]
     Url {
         /// What the runtime gave.
         url: String,
+    },
+    /// It answers with a redirect, which nobody follows.
+    #[error("the runtime's streaming server {url} answers with a redirect ({status}), which is not followed")]
+    Redirect {
+        /// Where.
+        url: String,
+        /// The status.
+        status: StatusCode,
     },
     /// Its server does not answer.
     #[error("the runtime's streaming server {url}: {reason}")]
@@ -67,14 +81,22 @@ fn forwarded(headers: &HeaderMap) -> HeaderMap {
 }
 
 /// Opens the same stream at `url` and joins both; answers what the caller gets. The bytes flow in a task of their own, until
-/// one end closes or nothing flows for `idle`.
-pub async fn open<B>(mut request: Request<B>, url: &str, idle: Duration) -> Result<Response<Bytes>, TunnelError> {
+/// one end closes or nothing flows for `idle`; the task takes `work` and drops it then.
+pub async fn open<B, W: Send + 'static>(
+    mut request: Request<B>,
+    url: &str,
+    idle: Duration,
+    work: &mut Option<W>,
+) -> Result<Response<Bytes>, TunnelError> {
     if !is_upgrade(request.headers()) {
         return Err(TunnelError::NoUpgrade);
     }
     let fail = |reason: String| TunnelError::Runtime { url: url.to_owned(), reason };
     let answer = tokio::time::timeout(ANSWER_TIMEOUT, dial(&request, url));
     let mut answer = answer.await.map_err(|_| fail(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())))??;
+    if answer.status().is_redirection() {
+        return Err(TunnelError::Redirect { url: url.to_owned(), status: answer.status() });
+    }
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         let body = http_body_util::Limited::new(answer.body_mut(), 64 * 1024);
         let body = http_body_util::BodyExt::collect(body).await.map_err(|error| fail(error.to_string()))?;
@@ -85,7 +107,9 @@ pub async fn open<B>(mut request: Request<B>, url: &str, idle: Duration) -> Resu
     *head.headers_mut() = answer.headers().clone();
     let caller = hyper::upgrade::on(&mut request);
     let runtime = hyper::upgrade::on(&mut answer);
+    let work = work.take();
     tokio::spawn(async move {
+        let _held_until_the_stream_ends = work;
         match tokio::try_join!(caller, runtime) {
             Ok((caller, runtime)) => join(TokioIo::new(caller), TokioIo::new(runtime), idle).await,
             Err(error) => tracing::debug!(%error, "a stream was given up before it began"),
@@ -94,14 +118,23 @@ pub async fn open<B>(mut request: Request<B>, url: &str, idle: Duration) -> Resu
     Ok(head)
 }
 
+/// The address of a host that is this machine and nothing else; no name is asked for.
+fn loopback(host: &str) -> Option<IpAddr> {
+    match host.trim_matches(['[', ']']) {
+        "localhost" => Some(IpAddr::from([127, 0, 0, 1])),
+        text => text.parse::<IpAddr>().ok().filter(IpAddr::is_loopback),
+    }
+}
+
 async fn dial<B>(request: &Request<B>, url: &str) -> Result<Response<hyper::body::Incoming>, TunnelError> {
     let fail = |reason: String| TunnelError::Runtime { url: url.to_owned(), reason };
     let bad = || TunnelError::Url { url: url.to_owned() };
     let uri: Uri = url.parse().map_err(|_| bad())?;
     let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http")).ok_or_else(bad)?;
     let port = authority.port_u16().unwrap_or(80);
-    let host = authority.host().trim_matches(['[', ']']);
-    let stream = TcpStream::connect((host, port)).await.map_err(|error| fail(error.to_string()))?;
+    let stream = TcpStream::connect((loopback(authority.host()).ok_or_else(bad)?, port))
+        .await
+        .map_err(|error| fail(error.to_string()))?;
     // A keystroke is one small packet.
     stream.set_nodelay(true).map_err(|error| fail(error.to_string()))?;
     let (mut sender, connection) =
@@ -216,12 +249,46 @@ mod tests {
             let builder = Request::builder().header(CONNECTION, "keep-alive, Upgrade").header(UPGRADE, "SPDY/3.1");
             builder.body(()).expect("request")
         };
-        for url in ["https://127.0.0.1/exec", "/exec/token", "file:///etc/passwd"] {
-            let error = open(request(), url, Duration::from_secs(1)).await.expect_err("refused");
+        for url in [
+            "https://127.0.0.1/exec",
+            "/exec/token",
+            "file:///etc/passwd",
+            "http://169.254.169.254/latest/meta-data",
+            "http://10.96.0.1:443/",
+            "http://localhost.evil.example:80/",
+            "http://127.0.0.1@10.0.0.1/",
+            "http://2130706433/",
+            "http://0.0.0.0:6443/",
+            "http://[::ffff:10.0.0.1]/",
+        ] {
+            let error = open(request(), url, Duration::from_secs(1), &mut Some(())).await.expect_err("refused");
             assert!(matches!(error, TunnelError::Url { .. }), "{url}: {error}");
         }
         let plain = Request::builder().body(()).expect("request");
-        assert!(matches!(open(plain, "http://127.0.0.1:1/", Duration::ZERO).await, Err(TunnelError::NoUpgrade)));
+        assert!(matches!(
+            open(plain, "http://127.0.0.1:1/", Duration::ZERO, &mut Some(())).await,
+            Err(TunnelError::NoUpgrade)
+        ));
+    }
+
+    /// CVE-2020-8559: an API server that is sent elsewhere takes its credentials along.
+    #[tokio::test]
+    async fn a_redirect_of_the_runtime_is_not_passed_on() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let url = format!("http://{}/exec/token", listener.local_addr().expect("address"));
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("accept");
+            let mut head = [0; 1024];
+            let _ = stream.read(&mut head).await;
+            let answer = b"HTTP/1.1 302 Found\r\nLocation: https://10.0.0.1:6443/\r\nContent-Length: 0\r\n\r\n";
+            stream.write_all(answer).await.expect("write");
+        });
+        let request =
+            Request::builder().header(CONNECTION, "Upgrade").header(UPGRADE, "SPDY/3.1").body(()).expect("request");
+        let mut work = Some(());
+        let error = open(request, &url, Duration::from_secs(1), &mut work).await.expect_err("refused");
+        assert!(matches!(error, TunnelError::Redirect { status: StatusCode::FOUND, .. }), "{error}");
+        assert!(work.is_some(), "what was not begun holds nothing");
     }
 
     #[tokio::test(start_paused = true)]

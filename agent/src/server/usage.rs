@@ -6,7 +6,8 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use nodelet_proto::cri;
@@ -15,7 +16,11 @@ use crate::cri::{CriError, Runtime, labels};
 
 mod node;
 
-use node::{file_system, read_node};
+pub(super) use node::file_system;
+use node::read_node;
+
+/// So long a measurement is good for others.
+const SHARED: Duration = Duration::from_secs(1);
 
 /// Processor time and how fast it grows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -169,16 +174,30 @@ pub struct Meter {
     root_dir: PathBuf,
     /// Total and time of the last measurement, by id; the node is the empty one.
     last: Mutex<HashMap<String, (u64, Timestamp)>>,
+    /// The newest measurement; held while one is made.
+    newest: tokio::sync::Mutex<Option<(Instant, Arc<Usage>)>>,
 }
 
 impl Meter {
     /// A meter for a runtime and for the file system of `root_dir`.
     pub fn new(runtime: Runtime, root_dir: PathBuf) -> Self {
-        Self { runtime, root_dir, last: Mutex::default() }
+        Self { runtime, root_dir, last: Mutex::default(), newest: tokio::sync::Mutex::default() }
     }
 
-    /// Measures everything now.
-    pub async fn measure(&self) -> Result<Usage, CriError> {
+    /// Everything as it was within the last second. One measurement is made at a time, and who waited for it shares it: ten
+    /// scrapers cost the runtime as much as one.
+    pub async fn measure(&self) -> Result<Arc<Usage>, CriError> {
+        let mut newest = self.newest.lock().await;
+        if let Some((at, usage)) = newest.as_ref().filter(|(at, _)| at.elapsed() < SHARED) {
+            tracing::trace!(age = ?at.elapsed(), "usage is shared");
+            return Ok(usage.clone());
+        }
+        let usage = Arc::new(self.measure_now().await?);
+        *newest = Some((Instant::now(), usage.clone()));
+        Ok(usage)
+    }
+
+    async fn measure_now(&self) -> Result<Usage, CriError> {
         let (containers, sandboxes, images) =
             tokio::join!(self.runtime.container_stats(), self.runtime.sandbox_stats(), self.runtime.image_fs());
         let mut containers: Vec<_> = containers?.into_iter().map(container).collect();

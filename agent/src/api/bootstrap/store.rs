@@ -16,6 +16,8 @@ use crate::api::kubeconfig::{Kubeconfig, PemSource};
 /// The certificate directory.
 pub(super) struct Store {
     dir: PathBuf,
+    /// What file names begin with.
+    prefix: &'static str,
 }
 
 fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> BootstrapError {
@@ -25,12 +27,17 @@ fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> BootstrapError {
 
 impl Store {
     pub(super) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+        Self { dir: dir.to_owned(), prefix: "kubelet-client" }
     }
 
-    /// The link that the kubeconfig names.
+    /// The serving certificate's part of the directory.
+    pub(super) fn serving(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), prefix: "kubelet-server" }
+    }
+
+    /// The link that the kubeconfig names, or that the API is served with.
     pub(super) fn current(&self) -> PathBuf {
-        self.dir.join("kubelet-client-current.pem")
+        self.dir.join(format!("{}-current.pem", self.prefix))
     }
 
     fn pending(&self) -> PathBuf {
@@ -59,7 +66,8 @@ impl Store {
     /// Writes certificate and key and makes them current. Answers the path of the link.
     pub(super) fn update(&self, cert_pem: &[u8], key_pem: &str) -> Result<PathBuf, BootstrapError> {
         let now = jiff::Timestamp::now().strftime("%Y-%m-%d-%H-%M-%S").to_string();
-        let file = self.dir.join(format!("kubelet-client-{now}.pem"));
+        std::fs::create_dir_all(&self.dir).map_err(file_error(&self.dir))?;
+        let file = self.dir.join(format!("{}-{now}.pem", self.prefix));
         let mut content = cert_pem.to_vec();
         if !content.ends_with(b"\n") {
             content.push(b'\n');
@@ -67,7 +75,7 @@ impl Store {
         content.extend_from_slice(key_pem.as_bytes());
         write_private(&file, &content)?;
         let link = self.current();
-        let new = self.dir.join("kubelet-client-updated.pem");
+        let new = self.dir.join(format!("{}-updated.pem", self.prefix));
         match std::fs::remove_file(&new) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(file_error(&new)(error)),
             Ok(()) | Err(_) => {}

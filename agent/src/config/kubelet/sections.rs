@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Authorization, Enforce, Kubelet, LogRotation, Logging, Server};
+use super::{Authorization, Enforce, Kubelet, LogRotation, Logging, Server, TlsOptions, TlsVersion};
 use crate::config::fields::{Fields, Findings};
 use crate::quantity::Quantity;
 
@@ -137,7 +137,19 @@ pub(super) fn server(all: &mut Fields, f: &mut Findings) -> Server {
     let denied = webhook.duration(f, "cacheUnauthorizedTTL").unwrap_or(Duration::from_secs(30));
     webhook.finish(f, &[]);
     authorization.finish(f, &[]);
+    if all.boolean(f, "enableSystemLogHandler") == Some(true) {
+        let text = "has no effect: nodelet serves no files of the node, and answers /logs/ as with false";
+        f.warnings.push(all.problem("enableSystemLogHandler", text));
+    }
+    let read_only_port = all.port(f, "readOnlyPort").filter(|port| *port != 0);
+    if read_only_port.is_some() {
+        let text = "lets everybody who reaches the node read pods and figures; leave it out, and ask port 10250";
+        f.warnings.push(all.problem("readOnlyPort", text));
+    }
     Server {
+        tls: tls_options(all, f),
+        read_only_port,
+        debugging: all.boolean(f, "enableDebuggingHandlers").unwrap_or(true),
         enabled: all.boolean(f, "enableServer").unwrap_or(true),
         cert_file: all.filled(f, "tlsCertFile").map(PathBuf::from),
         key_file: all.filled(f, "tlsPrivateKeyFile").map(PathBuf::from),
@@ -164,6 +176,68 @@ pub(super) fn log_rotation(all: &mut Fields, f: &mut Findings) -> Option<LogRota
     let interval = interval.unwrap_or(Duration::from_secs(10));
     let max_size = u64::try_from(size).ok()?;
     Some(LogRotation { max_size, max_files, workers, interval })
+}
+
+/// Suites of TLS 1.2 that rustls has, by the names of Go.
+const SUITES: [&str; 6] = [
+    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+];
+/// Suites of TLS 1.3, which are always on.
+const SUITES_13: [&str; 3] = ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"];
+/// Suites that kubelet takes and rustls has not: without forward secrecy, or without authenticated encryption.
+const WEAK_SUITES: [&str; 15] = [
+    "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA",
+    "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA",
+    "TLS_ECDHE_ECDSA_WITH_RC4_128_SHA",
+    "TLS_ECDHE_RSA_WITH_3DES_EDE_CBC_SHA",
+    "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA",
+    "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA",
+    "TLS_ECDHE_RSA_WITH_RC4_128_SHA",
+    "TLS_RSA_WITH_3DES_EDE_CBC_SHA",
+    "TLS_RSA_WITH_AES_128_CBC_SHA",
+    "TLS_RSA_WITH_AES_128_CBC_SHA256",
+    "TLS_RSA_WITH_AES_128_GCM_SHA256",
+    "TLS_RSA_WITH_AES_256_CBC_SHA",
+    "TLS_RSA_WITH_AES_256_GCM_SHA384",
+];
+
+/// `tlsMinVersion` and `tlsCipherSuites`. Unknown names are refused; weak ones that kubelet takes are left out with a warning.
+fn tls_options(all: &mut Fields, f: &mut Findings) -> TlsOptions {
+    const SUITES_FIELD: &str = "tlsCipherSuites";
+    let versions = ["VersionTLS10", "VersionTLS11", "VersionTLS12", "VersionTLS13"];
+    let version = all.one_of(f, "tlsMinVersion", &versions);
+    if let Some(old @ ("VersionTLS10" | "VersionTLS11")) = version {
+        let text = format!("{old} is older than what nodelet speaks; VersionTLS12 is the lowest");
+        f.warnings.push(all.problem("tlsMinVersion", text));
+    }
+    let min_version = if version == Some("VersionTLS13") { TlsVersion::V13 } else { TlsVersion::V12 };
+    // The older names of two suites.
+    let old = ["TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305", "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305"];
+    let known: Vec<&'static str> = SUITES.into_iter().chain(SUITES_13).chain(WEAK_SUITES).chain(old).collect();
+    let Some(names) = all.words(f, SUITES_FIELD, &known).filter(|names| !names.is_empty()) else {
+        return TlsOptions { min_version, cipher_suites: None };
+    };
+    let weak: Vec<&str> = names.iter().copied().filter(|name| WEAK_SUITES.contains(name)).collect();
+    if !weak.is_empty() {
+        let text = format!("{} are not offered; nodelet has no weak suites", weak.join(", "));
+        f.warnings.push(all.problem(SUITES_FIELD, text));
+    }
+    let suites: Vec<&'static str> = SUITES
+        .into_iter()
+        .filter(|suite| names.iter().any(|name| suite == name || (old.contains(name) && suite.starts_with(name))))
+        .collect();
+    if weak.len() == names.len() {
+        let text = format!("only weak suites are named; expected at least one of {}", SUITES.join(", "));
+        f.errors.push(all.problem(SUITES_FIELD, text));
+    }
+    TlsOptions { min_version, cipher_suites: Some(suites) }
 }
 
 /// `shutdownGracePeriod` and its part for critical pods; zero switches the feature off.

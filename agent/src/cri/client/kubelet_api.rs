@@ -42,6 +42,15 @@ impl Runtime {
         Ok(self.call("PortForward", async move { client.port_forward(request).await }).await?.url)
     }
 
+    /// Writes a container's memory and files into an archive at `location`; `timeout` in seconds, 0 for the runtime's own.
+    pub async fn checkpoint(&self, container_id: String, location: String, timeout: i64) -> Result<(), CriError> {
+        let mut client = self.runtime.clone();
+        let request = cri::CheckpointContainerRequest { container_id, location, timeout };
+        let limit = self.timeout.max(std::time::Duration::from_secs(u64::try_from(timeout).unwrap_or(0)));
+        let rpc = async move { client.checkpoint_container(request).await };
+        self.call_within("CheckpointContainer", limit, rpc).await.map(drop)
+    }
+
     /// Usage of all containers.
     pub async fn container_stats(&self) -> Result<Vec<cri::ContainerStats>, CriError> {
         let mut client = self.runtime.clone();

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::{Cpu, FileSystem, Interface, Memory, NodeUsage, Swap};
 
-pub(super) fn file_system(path: &Path) -> FileSystem {
+pub(in crate::server) fn file_system(path: &Path) -> FileSystem {
     let Ok(found) = rustix::fs::statvfs(path) else { return FileSystem::default() };
     let size = |blocks: u64| blocks.saturating_mul(found.f_frsize);
     FileSystem {
