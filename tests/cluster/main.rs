@@ -9,6 +9,7 @@ mod joining;
 mod network;
 mod restart;
 mod rig;
+mod secrets;
 mod server;
 mod static_pods;
 mod volumes;

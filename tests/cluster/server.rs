@@ -1,4 +1,5 @@
-//! The kubelet API as people use it: through the API server, with the real kubectl.
+//! The kubelet API as people use it: through the API server, with the real kubectl. Its certificate is one that the cluster
+//! signs, and the agent logs all that it can, so that at the end nothing of a Secret may be found in it.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Command, Stdio};
@@ -9,6 +10,8 @@ use harness::containerd::{Cni, Version};
 use harness::control_plane::ControlPlane;
 use harness::eventually::eventually;
 use harness::node::Node;
+
+use crate::secrets;
 
 const POD: &str = r#"
 apiVersion: v1
@@ -31,6 +34,11 @@ spec:
   - name: web
     image: localhost/echo:v1
     imagePullPolicy: Never
+    env:
+    - {name: PASSWORD, valueFrom: {secretKeyRef: {name: canary, key: password}}}
+    volumeMounts: [{name: secret, mountPath: /secret}]
+  imagePullSecrets: [{name: registry}]
+  volumes: [{name: secret, secret: {secretName: canary}}]
 "#;
 
 fn output(command: &mut Command) -> anyhow::Result<String> {
@@ -42,6 +50,7 @@ fn output(command: &mut Command) -> anyhow::Result<String> {
 
 async fn start(plane: &ControlPlane) -> anyhow::Result<Node> {
     let mut node = Node::on_lan(plane, 11, Version::V1_6, Cni::Bridge, "10.244.0.0/24").await?;
+    node.extra_configuration = "serverTLSBootstrap: true\nlogging: {verbosity: 9}\n".to_owned();
     node.run_joined(plane, "n1")?;
     let manifest = node.path("pod.yaml");
     std::fs::write(&manifest, POD)?;
@@ -49,6 +58,8 @@ async fn start(plane: &ControlPlane) -> anyhow::Result<Node> {
     // The node registers while its pods start already: streams find it only then.
     eventually(Duration::from_secs(30), "the node", async || output(&mut plane.kubectl(&["get", "node", "n1"])?))
         .await?;
+    the_serving_certificate_is_signed_by_the_cluster(plane, &node).await?;
+    secrets::make(plane, &node)?;
     output(&mut plane.kubectl(&["apply", "-f", &file])?)?;
     output(&mut plane.kubectl(&["wait", "--for=condition=Ready", "pod/p", "--timeout=60s"])?)
         .with_context(|| node.agent.as_ref().map(|agent| agent.log_tail()).unwrap_or_default())?;
@@ -68,10 +79,15 @@ async fn kubectl_works_through_the_kubelet_api() -> anyhow::Result<()> {
         attach(&plane, websockets).context(protocol)?;
         copy(&plane, websockets, &node).context(protocol)?;
         port_forward(&plane, websockets).await.context(protocol)?;
+        terminal(&plane, &node, websockets).context(protocol)?;
     }
     raw(&plane)?;
+    figures(&plane)?;
+    debug(&plane).await?;
+    logs_of_the_life_before(&plane).await?;
     a_pod_that_does_not_fit_is_refused_with_the_reason(&plane, &node).await?;
     callers_are_checked(&plane, &node).await?;
+    secrets::are_nowhere(&node)?;
     node.agent()?.stop().await
 }
 
@@ -184,11 +200,156 @@ fn raw(plane: &ControlPlane) -> anyhow::Result<()> {
         ensure!(resource.contains(wanted), "no {wanted} in {resource}");
     }
     ensure!(get("/metrics/cadvisor")?.contains("container_memory_working_set_bytes{container=\"web\""));
-    ensure!(get("/metrics")?.contains("kubelet_running_pods"));
+    for (path, what) in [("/stats/container", "not find"), ("/logs/syslog", "does not allow this method")] {
+        let refused = plane.kubectl(&["get", "--raw", &format!("/api/v1/nodes/n1/proxy{path}")])?.output()?;
+        let text = String::from_utf8_lossy(&refused.stderr);
+        ensure!(!refused.status.success() && text.contains(what), "{path}: {text}");
+    }
     ensure!(get("/configz")?.contains("KubeletConfiguration"));
     let pods: serde_json::Value = serde_json::from_str(&get("/pods")?)?;
     ensure!(pods["items"][0]["metadata"]["name"] == "p", "{pods:#}");
     Ok(())
+}
+
+/// The request of `serverTLSBootstrap` waits for somebody to approve it; then whoever trusts the cluster trusts the node.
+async fn the_serving_certificate_is_signed_by_the_cluster(plane: &ControlPlane, node: &Node) -> anyhow::Result<()> {
+    let words = ["get", "csr", "-o", "jsonpath={range .items[*]}{.metadata.name} {.spec.signerName}{'\\n'}{end}"];
+    let name = eventually(Duration::from_secs(20), "the request", async || {
+        let all = output(&mut plane.kubectl(&words)?)?;
+        let line = all.lines().find(|line| line.ends_with("kubernetes.io/kubelet-serving"));
+        Ok::<_, anyhow::Error>(line.and_then(|line| line.split(' ').next()).context(all.clone())?.to_owned())
+    })
+    .await?;
+    output(&mut plane.kubectl(&["certificate", "approve", &name])?)?;
+    let ca = plane.ca().display().to_string();
+    eventually(Duration::from_secs(20), "the signed certificate to be served", async || {
+        let mut command = Command::new("curl");
+        command.args(["-s", "--cacert", &ca, "--max-time", "5", "https://10.89.0.11:10250/healthz"]);
+        let answer = output(node.netns().enter(&mut command))?;
+        ensure!(answer == "Unauthorized", "{answer}");
+        Ok::<_, anyhow::Error>(())
+    })
+    .await
+}
+
+/// A terminal in the container has the size of the one outside, also after that changed.
+fn terminal(plane: &ControlPlane, node: &Node, websockets: &str) -> anyhow::Result<()> {
+    let until = |size: &str, word: &str| {
+        format!("until stty size 2>/dev/null | grep -q '{size}'; do sleep 0.1; done; echo {word}; ")
+    };
+    // The command itself is in the file's head, so the words must not be in it as they are printed.
+    let inside = until("33 44", "fi\"\"rst") + &until("20 90", "sec\"\"ond");
+    let kubectl = plane.kubectl(&["exec", "-it", "p", "-c", "talker", "--", "sh", "-c", &inside])?;
+    let words: Vec<String> = std::iter::once(kubectl.get_program())
+        .chain(kubectl.get_args())
+        .map(|word| format!("'{}'", word.to_string_lossy().replace('\'', "'\\''")))
+        .collect();
+    // The other size comes from a process beside kubectl, on the same terminal, once the first one was seen.
+    let seen = node.path("terminal").display().to_string();
+    std::fs::write(&seen, "")?;
+    let resize = format!("(until grep -q 'fi[r]st' {seen}; do sleep 0.1; done; stty rows 20 cols 90 </dev/tty)");
+    let line = format!("stty rows 33 cols 44; {resize} & {}", words.join(" "));
+    let mut timed = Command::new("timeout");
+    timed.args(["20", "script", "-qfec", &line, &seen]).env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websockets);
+    for (name, value) in kubectl.get_envs().filter_map(|(name, value)| Some((name, value?))) {
+        timed.env(name, value);
+    }
+    plane.lan().netns().enter(&mut timed);
+    let shown = output(timed.stdin(Stdio::null()))?;
+    ensure!(shown.contains("first") && shown.contains("second"), "{shown:?}");
+    Ok(())
+}
+
+/// Metrics as a parser reads them that forgives nothing, with the names that dashboards ask for.
+fn figures(plane: &ControlPlane) -> anyhow::Result<()> {
+    let get = |path: &str| output(&mut plane.kubectl(&["get", "--raw", &format!("/api/v1/nodes/n1/proxy{path}")])?);
+    for (path, names) in [
+        ("/metrics", &FIGURES[..]),
+        (
+            "/metrics/resource",
+            &["container_start_time_seconds", "node_cpu_usage_seconds_total", "pod_memory_working_set_bytes"],
+        ),
+        ("/metrics/cadvisor", &["container_cpu_usage_seconds_total", "machine_cpu_cores"]),
+        ("/metrics/slis", &["kubernetes_healthcheck"]),
+    ] {
+        let text = get(path)?;
+        let families = parsed(&text).with_context(|| path.to_owned())?;
+        for name in names {
+            ensure!(families.contains(*name), "{path} has no {name}: {text}");
+        }
+    }
+    Ok(())
+}
+
+const FIGURES: [&str; 20] = [
+    "kubelet_node_name",
+    "kubelet_running_pods",
+    "kubelet_running_containers",
+    "kubelet_desired_pods",
+    "kubelet_pod_start_duration_seconds",
+    "kubelet_pod_start_sli_duration_seconds",
+    "kubelet_pod_worker_duration_seconds",
+    "kubelet_pod_worker_start_duration_seconds",
+    "kubelet_pod_status_sync_duration_seconds",
+    "kubelet_runtime_operations_total",
+    "kubelet_runtime_operations_duration_seconds",
+    "kubelet_run_podsandbox_duration_seconds",
+    "kubelet_started_pods_total",
+    "kubelet_started_containers_total",
+    "kubelet_certificate_manager_client_ttl_seconds",
+    "kubelet_certificate_manager_server_ttl_seconds",
+    "kubelet_http_requests_total",
+    "rest_client_requests_total",
+    "process_resident_memory_bytes",
+    "kubernetes_build_info",
+];
+
+/// Families of a text, each with one head before its samples, and every sample with a number.
+fn parsed(text: &str) -> anyhow::Result<std::collections::BTreeSet<String>> {
+    let mut families = std::collections::BTreeSet::new();
+    let mut current = String::new();
+    for line in text.lines() {
+        if let Some(head) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = head.split_once(' ').context(line.to_owned())?;
+            ensure!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
+            ensure!(families.insert(name.to_owned()), "{name} has two heads");
+            current = name.to_owned();
+        } else if !line.starts_with("# HELP ") {
+            let end = line.find(['{', ' ']).context(line.to_owned())?;
+            let (name, rest) = line.split_at(end);
+            let suffix = name.strip_prefix(&current).context(line.to_owned())?;
+            ensure!(["", "_bucket", "_sum", "_count"].contains(&suffix), "{line}");
+            let values = rest.rsplit_once('}').map_or(rest, |(_, values)| values);
+            let mut values = values.split_whitespace();
+            let value: f64 = values.next().context(line.to_owned())?.parse()?;
+            ensure!(!value.is_nan(), "{line}");
+            values.map(str::parse::<i64>).collect::<Result<Vec<_>, _>>().with_context(|| line.to_owned())?;
+        }
+    }
+    ensure!(text.ends_with('\n'), "the last line has no end");
+    Ok(families)
+}
+
+async fn debug(plane: &ControlPlane) -> anyhow::Result<()> {
+    let words = ["debug", "p", "-c", "dbg", "--image=localhost/busybox:1", "--image-pull-policy=Never", "--target=web"];
+    let command = ["--", "sh", "-c", "echo here; sleep 3600"];
+    output(&mut plane.kubectl(&[&words[..], &command[..]].concat())?)?;
+    eventually(Duration::from_secs(20), "the ephemeral container's log", async || {
+        let log = output(&mut plane.kubectl(&["logs", "p", "-c", "dbg"])?)?;
+        ensure!(log == "here\n", "{log}");
+        Ok::<_, anyhow::Error>(())
+    })
+    .await
+}
+
+async fn logs_of_the_life_before(plane: &ControlPlane) -> anyhow::Result<()> {
+    output(&mut plane.kubectl(&["exec", "p", "-c", "talker", "--", "kill", "1"])?)?;
+    eventually(Duration::from_secs(30), "the log of the life before", async || {
+        let log = output(&mut plane.kubectl(&["logs", "p", "-c", "talker", "--previous"])?)?;
+        ensure!(log.starts_with("line 1\nline 2\n"), "{log}");
+        Ok::<_, anyhow::Error>(())
+    })
+    .await
 }
 
 /// The pod is bound to the node without the scheduler's consent.
@@ -222,7 +383,7 @@ async fn callers_are_checked(plane: &ControlPlane, node: &Node) -> anyhow::Resul
         output(node.netns().enter(&mut command))
     };
     ensure!(ask(None, "/pods")? == "401");
-    ensure!(ask(Some("nonsense"), "/pods")? == "401");
+    ensure!(ask(Some(secrets::TOKEN), "/pods")? == "401");
     ensure!(ask(None, "/there/is/no/such/path")? == "401", "a stranger learns which paths exist");
     let token = output(&mut plane.kubectl(&["create", "token", "default"])?)?;
     ensure!(ask(Some(token.trim()), "/pods")? == "403");

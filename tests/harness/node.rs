@@ -143,10 +143,8 @@ impl Node {
 
     /// Starts the agent as node `name`, in a special way.
     pub fn run_joined_as(&mut self, plane: &ControlPlane, name: &str, join: Join) -> anyhow::Result<()> {
-        let mut extra = format!(
-            "authentication:\n  x509:\n    clientCAFile: {}\nserverTLSBootstrap: false\nrotateCertificates: true\n",
-            plane.ca().display()
-        );
+        let mut extra =
+            format!("authentication:\n  x509:\n    clientCAFile: {}\nrotateCertificates: true\n", plane.ca().display());
         if join.static_pods {
             extra += &self.static_pod_path()?;
         }
