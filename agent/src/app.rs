@@ -56,7 +56,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let services = match (config.only, &config.mode) {
         // Static pods alone have no Services.
         (Only::Pods, _) | (_, Mode::Alone { manifests: None, .. }) => None,
-        (Only::Both | Only::Services, _) => Some(service_half::start(&config, &addresses, &shutdown)?),
+        (Only::Both | Only::Services, _) => Some(service_half::start(&config, &addresses, &recorder, &shutdown).await?),
     };
     match &config.mode {
         Mode::Alone { manifests, service_cidrs, pod_cidrs } => {
@@ -175,10 +175,7 @@ async fn run_alone(parts: Parts<'_>, manifests: Option<&Path>, service_cidrs: &[
     let health = watch::Sender::new(RuntimeHealth::unknown());
     let half = PodHalf::new(config, recorder.clone(), objects, board.clone(), parts.addresses, health).await?;
     garbage::start(config, half.runtime(), board.clone(), shutdown);
-    let listeners = addresses::Listeners {
-        pods: Some(half.host_addresses()),
-        services: parts.services.as_ref().map(|half| half.handle.clone()),
-    };
+    let listeners = addresses::Listeners { pods: Some(half.host_addresses()), services: parts.services.clone() };
     let (known, configured, stop) = (parts.addresses.to_vec(), config.node_ips.clone(), (*shutdown).clone());
     let (_, no_node) = watch::channel(None);
     tokio::spawn(addresses::follow(configured, known, address::changes(), no_node, listeners, stop));

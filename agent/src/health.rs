@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | 127.0.0.1:10248 `/healthz` | kubeadm, systemd watch scripts | `ok` while the process serves |
 //! | 0.0.0.0:10256 `/healthz`, `/livez` | cloud load balancers | JSON, 200 or 503 by [`ProxyProgress`] |
+//! | `healthCheckNodePort` of Services | load balancers | JSON, 200 or 503 by the endpoints here ([`checks`]) |
 //! | 127.0.0.1:10249 `/healthz`, `/proxyMode`, `/metrics` | operators, Prometheus | `ok`, `nftables`, text format |
 //!
 //! 10256 is unhealthy while a change of Services waits for longer than twice the sync period, and `/healthz` also while the
@@ -23,9 +24,10 @@ use axum::routing::get;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 
+pub mod checks;
 pub mod process;
 
 /// Taint of the cluster autoscaler on a node that it is about to delete.
@@ -70,6 +72,11 @@ impl ProxyProgress {
     /// The Node object as the API server has it; `None` when it is deleted.
     pub fn node_seen(&self, node: Option<&Node>) {
         self.change(|state| state.eligible = node.is_some_and(is_eligible));
+    }
+
+    /// Whether no change waits for too long.
+    pub fn is_healthy(&self) -> bool {
+        self.report(Probe::Live, Timestamp::now()).0 == StatusCode::OK
     }
 
     fn report(&self, probe: Probe, now: Timestamp) -> (StatusCode, Value) {
@@ -174,6 +181,18 @@ pub async fn serve(name: &'static str, address: SocketAddr, routes: Router, shut
             () = tokio::time::sleep(BIND_RETRY) => {}
         }
     }
+}
+
+/// Listens on an address; `::` does not take IPv4 along, so that `0.0.0.0` can be listened on beside it.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if address.is_ipv6() {
+        rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    // Connections of a listener that was just closed must not keep the next one away.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(128)
 }
 
 /// Serves `routes` on a bound socket until shutdown; open connections are dropped then.

@@ -28,6 +28,7 @@ pub mod element;
 pub mod index;
 pub mod kernel;
 pub mod leaving;
+pub mod node_ports;
 pub mod program;
 pub mod programmer;
 pub mod select;

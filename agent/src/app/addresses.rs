@@ -3,10 +3,10 @@
 //! ```text
 //!  kernel (rtnetlink) ─► node::heartbeat reads the machine again ─► Node.status.addresses ─┐
 //!  cloud controller ───────────────────────────────────────────────────────────────────────┴─► own Node (watch)
-//!       own Node, else the machine ─► host addresses of pods · NodePorts
+//!       own Node, else the machine ─► host addresses of pods · NodePorts and health checks of Services
 //! ```
-//! A joined node has the addresses that its Node object shows, so that `hostIP` and the Node never disagree; of a family that
-//! the Node does not show, the machine's own serves NodePorts.
+//! A joined node has the addresses that its Node object shows, so that `hostIP` and the Node never disagree. Which of them,
+//! and which of the machine's, serve NodePorts is said by [`node_ports`](crate::service::node_ports).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,14 +18,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::facts;
 use super::pods::HostAddresses;
-use crate::service::ServiceHandle;
+use super::service_half::ServiceHalf;
+use crate::node::address;
 
 /// Who is told.
 pub struct Listeners {
     /// Pods, where they run.
     pub pods: Option<HostAddresses>,
     /// NodePorts, where they are served.
-    pub services: Option<ServiceHandle>,
+    pub services: Option<ServiceHalf>,
 }
 
 /// A network that comes up changes addresses several times in a row.
@@ -44,11 +45,12 @@ pub async fn follow(
         let shown = node.borrow_and_update().as_deref().map(internal_addresses).unwrap_or_default();
         machine.borrow_and_update();
         let now = merge(&shown, &facts::node_addresses(&configured));
+        if let Some(services) = &listeners.services {
+            // Which serve NodePorts may change with an address that the Node does not show.
+            services.set_addresses(&now, &address::of_machine().await);
+        }
         if now != known {
             tracing::info!(addresses = ?now, before = ?known, "addresses of the node");
-            if let Some(services) = &listeners.services {
-                services.set_node_addresses(now.clone());
-            }
             if let Some(pods) = &listeners.pods {
                 // Pods show what the Node shows; both families only where it does.
                 pods.set(if shown.is_empty() { &now } else { &shown });

@@ -196,7 +196,7 @@ fn follow_addresses(
     machine: watch::Receiver<u64>,
     pods: Option<HostAddresses>,
 ) {
-    let listeners = addresses::Listeners { pods, services: parts.services.as_ref().map(|half| half.handle.clone()) };
+    let listeners = addresses::Listeners { pods, services: parts.services.clone() };
     let (configured, known) = (parts.config.node_ips.clone(), parts.addresses.to_vec());
     tokio::spawn(addresses::follow(configured, known, machine, node, listeners, parts.shutdown.clone()));
 }

@@ -10,6 +10,7 @@ use crate::logs::kept;
 use crate::node::facts::MachineFacts;
 use crate::pod::{admit, dns, lifecycle, security, shared};
 use crate::quantity::{Format, Quantity};
+use crate::service::node_ports::{NodePorts, Place};
 use crate::service::{self, Cidr};
 
 /// Capacity less what is reserved: the limits of the `kubepods` cgroup.
@@ -105,8 +106,14 @@ fn masked_paths() -> Vec<String> {
     fixed.chain(throttle).collect()
 }
 
+/// What `nodePortAddresses` says; it was checked when it was read.
+pub fn node_ports(config: &Config) -> NodePorts {
+    let places: Vec<Place> = config.proxy.node_port_addresses.iter().filter_map(|text| Place::parse(text)).collect();
+    NodePorts::new(&places)
+}
+
 /// Settings of the service half; what is not a CIDR is reported and left out.
-pub fn services(config: &Config, node_addresses: &[IpAddr]) -> service::Settings {
+pub fn services(config: &Config, node_addresses: Vec<IpAddr>) -> service::Settings {
     let texts = match (&config.mode, config.proxy.cluster_cidrs.is_empty()) {
         (Mode::Alone { pod_cidrs, .. }, true) => pod_cidrs.clone(),
         (Mode::Alone { .. }, false) | (Mode::Joined { .. }, _) => config.proxy.cluster_cidrs.clone(),
@@ -127,7 +134,7 @@ pub fn services(config: &Config, node_addresses: &[IpAddr]) -> service::Settings
     };
     service::Settings {
         node_name: config.node_name.clone(),
-        node_addresses: node_addresses.to_vec(),
+        node_addresses,
         local,
         external_ip_ranges: None,
         masquerade_all: config.proxy.masquerade_all,

@@ -43,7 +43,7 @@ pub struct Proxy {
     pub local_mode: LocalMode,
     /// Pod CIDRs of the cluster.
     pub cluster_cidrs: Vec<String>,
-    /// Addresses that serve NodePorts: `primary`, or CIDRs.
+    /// Addresses that serve NodePorts: CIDRs, `primary`, `localhost` and `all`; empty means `primary`.
     pub node_port_addresses: Vec<String>,
     /// Address of the node, where it is not to be found out.
     pub bind_address: Option<IpAddr>,
@@ -205,12 +205,19 @@ fn cluster_cidrs(all: &mut Fields, f: &mut Findings) -> Vec<String> {
     cidrs
 }
 
+/// Words that stand for addresses in `nodePortAddresses`.
+const NODE_PORT_KEYWORDS: [&str; 3] = ["primary", "localhost", "all"];
+
 fn node_port_addresses(all: &mut Fields, f: &mut Findings) -> Vec<String> {
     let list = all.strings(f, "nodePortAddresses").unwrap_or_default();
     for (index, item) in list.iter().enumerate() {
-        if !(is_cidr(item) || (item == "primary" && index == 0 && list.len() == 1)) {
-            let text = format!("\"{item}\" is not allowed; expected CIDRs, or only \"primary\"");
+        let is_keyword = NODE_PORT_KEYWORDS.contains(&item.as_str());
+        if !is_keyword && !is_cidr(item) {
+            let text = format!("\"{item}\" is not allowed; expected CIDRs, or the words primary, localhost or all");
             f.errors.push(all.problem("nodePortAddresses", text));
+        }
+        if is_keyword && list.iter().take(index).any(|former| former == item) {
+            f.errors.push(all.problem("nodePortAddresses", format!("\"{item}\" is written twice; expected once")));
         }
     }
     list

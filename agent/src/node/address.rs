@@ -143,6 +143,27 @@ pub async fn local() -> Result<LocalNet, String> {
     result
 }
 
+/// The addresses of all interfaces in this network namespace; none, and a line in the log, where they cannot be read.
+pub async fn of_machine() -> Vec<IpAddr> {
+    let read = async {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(|error| error.to_string())?;
+        let task = tokio::spawn(connection);
+        let read = read_addresses(&handle).await.map_err(|error| error.to_string());
+        task.abort();
+        read
+    };
+    match read.await {
+        Ok(addresses) => addresses.into_iter().map(|(_, ip)| ip).collect(),
+        Err(error) => {
+            tracing::error!(
+                error,
+                "cannot read the addresses of this machine from rtnetlink; only the Node's are used"
+            );
+            Vec::new()
+        }
+    }
+}
+
 /// Counts changes of addresses and default routes in this network namespace, from now until the receivers are gone. A
 /// kernel that does not let us listen is reported once; then the count stays.
 pub fn changes() -> watch::Receiver<u64> {
@@ -183,20 +204,7 @@ fn is_about_addresses(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
 }
 
 async fn read(handle: &rtnetlink::Handle) -> Result<LocalNet, rtnetlink::Error> {
-    let mut net = LocalNet::default();
-    let mut addresses = handle.address().get().execute();
-    while let Some(message) = addresses.try_next().await? {
-        // IFA_LOCAL is the own end of a point-to-point link; IFA_ADDRESS is the peer there.
-        let local = message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Local(ip) => Some(*ip),
-            _ => None,
-        });
-        let address = message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Address(ip) => Some(*ip),
-            _ => None,
-        });
-        net.addresses.extend(local.or(address).map(|ip| (message.header.index, ip)));
-    }
+    let mut net = LocalNet { addresses: read_addresses(handle).await?, ..LocalNet::default() };
     let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
     let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
     let mut defaults = Vec::new();
@@ -209,6 +217,25 @@ async fn read(handle: &rtnetlink::Handle) -> Result<LocalNet, rtnetlink::Error> 
     defaults.sort_by_key(|(metric, ..)| *metric);
     net.defaults = defaults.into_iter().map(|(_, link, family)| (link, family)).collect();
     Ok(net)
+}
+
+/// Interface index and address of all addresses.
+async fn read_addresses(handle: &rtnetlink::Handle) -> Result<Vec<(u32, IpAddr)>, rtnetlink::Error> {
+    let mut found = Vec::new();
+    let mut addresses = handle.address().get().execute();
+    while let Some(message) = addresses.try_next().await? {
+        // IFA_LOCAL is the own end of a point-to-point link; IFA_ADDRESS is the peer there.
+        let local = message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(ip) => Some(*ip),
+            _ => None,
+        });
+        let address = message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(ip) => Some(*ip),
+            _ => None,
+        });
+        found.extend(local.or(address).map(|ip| (message.header.index, ip)));
+    }
+    Ok(found)
 }
 
 /// Metric and interface of a default route of the main table; unreachable routes have no interface but `lo`.

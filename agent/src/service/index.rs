@@ -54,7 +54,21 @@ pub struct Index {
     listing_slices: Option<BTreeSet<ObjectKey>>,
     synced: (bool, bool),
     leaving: Leaving,
+    health: HealthChecks,
+    is_health_news: bool,
 }
+
+/// A port where load balancers ask whether this node has endpoints of a Service (`healthCheckNodePort`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// The port.
+    pub port: u16,
+    /// Whether the Service has an IPv4, and an IPv6 address.
+    pub families: [bool; 2],
+}
+
+/// All of them, by Service.
+pub type HealthChecks = BTreeMap<ObjectKey, HealthCheck>;
 
 impl Index {
     /// An empty index.
@@ -91,12 +105,16 @@ impl Index {
         self.services.keys().cloned().collect()
     }
 
-    /// Other addresses for NodePorts; all Services with NodePorts may change.
-    pub fn set_node_addresses(&mut self, addresses: Vec<IpAddr>) {
-        if self.node_addresses != addresses {
-            self.node_addresses = addresses;
-            self.dirty.extend(self.services.keys().cloned());
+    /// Other addresses for NodePorts; all Services with NodePorts may change. Answers whether that changes anything.
+    pub fn set_node_addresses(&mut self, addresses: Vec<IpAddr>) -> bool {
+        if self.node_addresses == addresses {
+            return false;
         }
+        self.node_addresses = addresses;
+        let has_node_port = |service: &Service| service.ports.iter().any(|port| port.node_port > 0);
+        let concerned = self.services.iter().filter(|(_, service)| has_node_port(service));
+        self.dirty.extend(concerned.map(|(key, _)| key.clone()));
+        true
     }
 
     /// Pods of this node at these addresses begin to stop: new connections go elsewhere from now on.
@@ -151,12 +169,7 @@ impl Index {
                     listed.insert(key.clone());
                 }
                 match convert::service(&service, self.external_ip_ranges.as_deref()) {
-                    Some(new) => {
-                        if self.services.get(&key) != Some(&new) {
-                            self.services.insert(key.clone(), new);
-                            self.dirty.insert(key);
-                        }
-                    }
+                    Some(new) => self.put_service(key, new),
                     None => self.remove_service(&key),
                 }
             }
@@ -175,10 +188,30 @@ impl Index {
         }
     }
 
+    fn put_service(&mut self, key: ObjectKey, new: Service) {
+        if self.services.get(&key) == Some(&new) {
+            return;
+        }
+        let families = [false, true].map(|v6| new.cluster_ips.iter().any(|ip| ip.is_ipv6() == v6));
+        let check = (new.health_check_port > 0).then_some(HealthCheck { port: new.health_check_port, families });
+        self.set_health_check(&key, check);
+        self.services.insert(key.clone(), new);
+        self.dirty.insert(key);
+    }
+
     fn remove_service(&mut self, key: &ObjectKey) {
         if self.services.remove(key).is_some() {
+            self.set_health_check(key, None);
             self.dirty.insert(key.clone());
         }
+    }
+
+    fn set_health_check(&mut self, key: &ObjectKey, check: Option<HealthCheck>) {
+        let old = match check {
+            Some(check) => self.health.insert(key.clone(), check),
+            None => self.health.remove(key),
+        };
+        self.is_health_news |= old != check;
     }
 
     /// Takes in an event about EndpointSlices.
@@ -288,16 +321,19 @@ impl Index {
         slices.flat_map(|slice| slice.endpoints.iter().filter(|e| e.local).map(|e| e.address)).collect()
     }
 
-    /// Services with a health check port, each with its number of ready endpoints on this node.
-    pub fn health_checks(&self) -> BTreeMap<u16, (ObjectKey, usize)> {
-        let checked = self.services.iter().filter(|(_, service)| service.health_check_port > 0);
-        let count = |(key, service): (&ObjectKey, &Service)| {
-            let slices = self.slices_of.get(key).into_iter().flatten().filter_map(|key| self.slices.get(key));
-            let ready = slices.flat_map(|slice| &slice.endpoints);
-            let ready = ready.filter(|e| e.local && self.standing(**e).standing == Standing::Ready).map(|e| e.address);
-            (service.health_check_port, (key.clone(), ready.collect::<BTreeSet<_>>().len()))
-        };
-        checked.map(count).collect()
+    /// Services with a health check port, where that has changed since the last call. Nothing before both lists are
+    /// complete: a load balancer that is told of no endpoint takes the node away.
+    pub fn take_health_checks(&mut self) -> Option<HealthChecks> {
+        let is_news = self.has_synced() && std::mem::take(&mut self.is_health_news);
+        is_news.then(|| self.health.clone())
+    }
+
+    /// How many ready endpoints of a family a Service has on this node.
+    pub fn local_endpoints(&self, key: &ObjectKey, v6: bool) -> usize {
+        let slices = self.slices_of.get(key).into_iter().flatten().filter_map(|key| self.slices.get(key));
+        let local = slices.flat_map(|slice| &slice.endpoints).filter(|e| e.local && e.address.is_ipv6() == v6);
+        let ready = local.filter(|e| self.standing(**e).standing == Standing::Ready).map(|e| e.address);
+        ready.collect::<BTreeSet<_>>().len()
     }
 }
 

@@ -16,10 +16,13 @@ use std::net::IpAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::index::Index;
+use tokio::sync::watch;
+
+use super::index::{HealthChecks, Index};
 use super::structure::TABLE;
 use super::table::Tables;
 use super::{Front, Settings, affinity, conntrack, kernel, slim};
+use crate::ids::ObjectKey;
 use crate::nft::batch::Batch;
 use crate::nft::listener::Listener;
 use crate::nft::socket::Kernel;
@@ -67,6 +70,7 @@ struct Shared {
     /// Number of the newest change that is in the kernel.
     done: Mutex<u64>,
     is_done: Condvar,
+    health: watch::Sender<HealthChecks>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -112,6 +116,7 @@ pub fn spawn(settings: Settings) -> io::Result<ServiceHandle> {
         status: Mutex::default(),
         done: Mutex::default(),
         is_done: Condvar::new(),
+        health: watch::Sender::new(HealthChecks::new()),
     });
     let kernel = Kernel::open()?;
     let listener = Listener::open(kernel.port()?)?;
@@ -150,8 +155,20 @@ impl ServiceHandle {
 
     /// Other addresses for NodePorts.
     pub fn set_node_addresses(&self, addresses: Vec<IpAddr>) {
-        lock(&self.shared.index).set_node_addresses(addresses);
-        self.shared.changed();
+        let is_news = lock(&self.shared.index).set_node_addresses(addresses);
+        if is_news {
+            self.shared.changed();
+        }
+    }
+
+    /// Services with a health check port, as they come and go.
+    pub fn health_checks(&self) -> watch::Receiver<HealthChecks> {
+        self.shared.health.subscribe()
+    }
+
+    /// How many ready endpoints of a family a Service has on this node.
+    pub fn local_endpoints(&self, service: &ObjectKey, v6: bool) -> usize {
+        lock(&self.shared.index).local_endpoints(service, v6)
     }
 
     /// The zone of this node, for endpoints that are meant for zones.
@@ -197,7 +214,10 @@ impl ServiceHandle {
 struct Sink(ServiceHandle);
 
 impl Sink {
-    fn changed(&self, is_complete: bool) {
+    fn changed(&self, is_complete: bool, checks: Option<HealthChecks>) {
+        if let Some(checks) = checks {
+            self.0.shared.health.send_replace(checks);
+        }
         // Objects of a list that still runs are not worth a commit each.
         if is_complete {
             self.0.shared.changed();
@@ -213,16 +233,24 @@ fn is_complete<K>(event: &WatchEvent<K>) -> bool {
 impl WatchSink<slim::Service> for Sink {
     fn handle(&mut self, event: WatchEvent<slim::Service>) {
         let complete = is_complete(&event);
-        lock(&self.0.shared.index).service_event(event);
-        self.changed(complete);
+        let checks = {
+            let mut index = lock(&self.0.shared.index);
+            index.service_event(event);
+            if complete { index.take_health_checks() } else { None }
+        };
+        self.changed(complete, checks);
     }
 }
 
 impl WatchSink<slim::EndpointSlice> for Sink {
     fn handle(&mut self, event: WatchEvent<slim::EndpointSlice>) {
         let complete = is_complete(&event);
-        lock(&self.0.shared.index).slice_event(event);
-        self.changed(complete);
+        let checks = {
+            let mut index = lock(&self.0.shared.index);
+            index.slice_event(event);
+            if complete { index.take_health_checks() } else { None }
+        };
+        self.changed(complete, checks);
     }
 }
 
