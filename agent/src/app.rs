@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
+use nodelet_cni::cidr::Cidr;
 use nodelet_cni::conflist::{Conflist, Outcome, ensure_conflist};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +36,7 @@ pub mod identity;
 pub mod joined;
 pub mod network;
 pub mod node_extras;
+pub mod own_network;
 pub mod pods;
 pub mod runtime_health;
 pub mod server;
@@ -61,7 +63,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     match &config.mode {
         Mode::Alone { manifests, service_cidrs, pod_cidrs } => {
             if let Some(dir) = config.cni_conf_dir.as_ref().filter(|_| config.only != Only::Services) {
-                ensure_network(dir, pod_cidrs, &config.state_dir);
+                let pods = ensure_network(dir, pod_cidrs, &config.state_dir);
+                if let (Some(own), Some(pods)) = (services.as_ref().and_then(|half| half.own_network.as_ref()), pods) {
+                    own.is_ours(&pods);
+                }
             }
             let parts = Parts { config: &config, recorder, shutdown: &shutdown, services, addresses: &addresses };
             let board = run_alone(parts, manifests.as_deref(), service_cidrs).await?;
@@ -100,26 +105,28 @@ async fn wait(config: &Config, shutdown: &CancellationToken) {
 }
 
 /// Writes a network configuration for these pod CIDRs where there is none. Leases are kept in the state directory: two
-/// agents on one machine, each with its own, give out their addresses apart from each other. Answers whether pods use ours.
-fn ensure_network(dir: &Path, pod_cidrs: &[String], state_dir: &Path) -> bool {
+/// agents on one machine, each with its own, give out their addresses apart from each other. Answers the networks of pods,
+/// where they use ours.
+fn ensure_network(dir: &Path, pod_cidrs: &[String], state_dir: &Path) -> Option<Vec<Cidr>> {
     let cidrs: Vec<_> = pod_cidrs.iter().filter_map(|text| text.parse().ok()).collect();
     // The plugin is run by the runtime, in a working directory of its own.
     let leases = std::path::absolute(state_dir).unwrap_or_else(|_| state_dir.to_owned()).join("cni");
     let conflist = Conflist { pod_cidrs: cidrs, mtu: 0, data_dir: leases };
+    let ours = || Some(conflist.pod_cidrs.clone());
     match std::fs::create_dir_all(dir).map_err(anyhow::Error::from).and_then(|()| Ok(ensure_conflist(dir, &conflist)?))
     {
-        Ok(Outcome::Unchanged) => true,
+        Ok(Outcome::Unchanged) => ours(),
         Ok(Outcome::Foreign(path)) => {
             tracing::info!(path = %path.display(), "pods use the network configuration that is there");
-            false
+            None
         }
         Ok(outcome @ (Outcome::Written | Outcome::Updated)) => {
             tracing::info!(dir = %dir.display(), ?outcome, "network configuration for nodelet-cni");
-            true
+            ours()
         }
         Err(error) => {
             tracing::error!(dir = %dir.display(), %error, "cannot write a network configuration; pods wait until there is one");
-            false
+            None
         }
     }
 }
@@ -167,8 +174,10 @@ async fn run_alone(parts: Parts<'_>, manifests: Option<&Path>, service_cidrs: &[
         Some(dir) => Some(Manifests::open(&parts, dir, service_cidrs, &objects)?),
         None => None,
     };
+    let own = parts.services.as_ref().and_then(|half| half.own_network.clone());
+    let own = own.map(|own| own as Arc<dyn StatusSink>);
     let (listeners, shown) = match &files {
-        Some(files) => (vec![files.listener.clone()], files.shown()),
+        Some(files) => (own.into_iter().chain([files.listener.clone()]).collect(), files.shown()),
         None => (Vec::new(), Box::new(|| (Vec::new(), Vec::new())) as board::ServiceView),
     };
     let board = Arc::new(Board::new(listeners, shown, config.kubelet.pod_logs_dir.clone()));

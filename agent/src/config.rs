@@ -151,7 +151,9 @@ pub fn load(flags: &Flags) -> Result<(Config, Vec<Problem>), Vec<Problem>> {
     flags::overlay(&flags.fields, only_services, has_file, &mut kubelet_tree, &mut proxy_tree, &mut findings);
     let kubelet_given = kubelet_tree.value();
     let mut kubelet = kubelet::read(Fields::new(kubelet_tree, &mut findings), &mut findings);
+    let proxy_given = proxy_tree.value();
     let proxy = proxy::read(Fields::new(proxy_tree, &mut findings), &mut findings);
+    let proxy = Proxy { given: proxy_given, ..proxy };
     warn_of_gates(&kubelet.feature_gates, &proxy.feature_gates, &mut findings);
     if let Some(endpoint) = &flags.runtime_endpoint {
         match kubelet::socket(endpoint) {

@@ -5,7 +5,7 @@
 //! | 127.0.0.1:10248 `/healthz` | kubeadm, systemd watch scripts | `ok` while the process serves |
 //! | 0.0.0.0:10256 `/healthz`, `/livez` | cloud load balancers | JSON, 200 or 503 by [`ProxyProgress`] |
 //! | `healthCheckNodePort` of Services | load balancers | JSON, 200 or 503 by the endpoints here ([`checks`]) |
-//! | 127.0.0.1:10249 `/healthz`, `/proxyMode`, `/metrics` | operators, Prometheus | `ok`, `nftables`, text format |
+//! | 127.0.0.1:10249 `/healthz`, `/proxyMode`, `/metrics`, `/configz` | operators, Prometheus | `ok`, `nftables`, text format, JSON |
 //!
 //! 10256 is unhealthy while a change of Services waits for longer than twice the sync period, and `/healthz` also while the
 //! node is about to go away (KEP-3836): then load balancers stop sending new connections here, while `/livez` does not
@@ -13,7 +13,9 @@
 //!
 //! What it does not do: decide whether the pod half is well. The kubelet API on 10250 has checks of its own.
 
+use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +44,8 @@ pub struct ProxyProgress {
     state: Arc<Mutex<Progress>>,
     /// A change may wait for so long: twice the sync period.
     timeout: Duration,
+    /// Answers of `/healthz` and of `/livez`, those of 200 first.
+    answers: Arc<[[AtomicU64; 2]; 2]>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +61,7 @@ impl ProxyProgress {
     /// because a node that runs alone has no Node object.
     pub fn new(sync_period: Duration) -> Self {
         let state = Progress { last_updated: None, pending_since: None, eligible: true };
-        Self { state: Arc::new(Mutex::new(state)), timeout: sync_period * 2 }
+        Self { state: Arc::new(Mutex::new(state)), timeout: sync_period * 2, answers: Arc::default() }
     }
 
     fn change(&self, change: impl FnOnce(&mut Progress)) {
@@ -72,6 +76,27 @@ impl ProxyProgress {
     /// The Node object as the API server has it; `None` when it is deleted.
     pub fn node_seen(&self, node: Option<&Node>) {
         self.change(|state| state.eligible = node.is_some_and(is_eligible));
+    }
+
+    /// The answer to a load balancer, which is counted.
+    fn answer(&self, probe: Probe, now: Timestamp) -> (StatusCode, Value) {
+        let (status, body) = self.report(probe, now);
+        let of_probe = &self.answers[usize::from(probe == Probe::Live)];
+        of_probe[usize::from(status != StatusCode::OK)].fetch_add(1, Ordering::Relaxed);
+        (status, body)
+    }
+
+    /// How often it was asked for, in Prometheus' text format with kube-proxy's names.
+    pub fn metrics(&self) -> String {
+        let mut text = String::new();
+        for (probe, counts) in ["healthz", "livez"].into_iter().zip(self.answers.iter()) {
+            let name = format!("kubeproxy_proxy_{probe}_total");
+            let _ = write!(text, "# HELP {name} Cumulative proxy {probe} HTTP status\n# TYPE {name} counter\n");
+            for (code, count) in [200, 503].into_iter().zip(counts) {
+                let _ = writeln!(text, "{name}{{code=\"{code}\"}} {}", count.load(Ordering::Relaxed));
+            }
+        }
+        text
     }
 
     /// Whether no change waits for too long.
@@ -110,8 +135,13 @@ fn report(state: Progress, timeout: Duration, probe: Probe, now: Timestamp) -> (
     };
     // Go prints a time that was never set as the first of January of the year 1, and clients parse it.
     let written = state.last_updated.map_or_else(|| "0001-01-01T00:00:00Z".to_owned(), |at| at.to_string());
-    let last = if good { now.to_string() } else { written };
+    let last = if good { now.to_string() } else { written.clone() };
     let mut body = json!({"lastUpdated": last, "currentTime": now.to_string(), "healthy": healthy});
+    if state.last_updated.is_some() {
+        // One commit is for both.
+        let each = json!({"lastUpdated": written, "healthy": healthy});
+        body["status"] = json!({"IPv4": each, "IPv6": each});
+    }
     if probe == Probe::Ready {
         body["nodeEligible"] = state.eligible.into();
     }
@@ -130,14 +160,14 @@ pub fn proxy_routes(progress: ProxyProgress, look: impl Fn(&ProxyProgress) + Sen
         let (progress, look) = (progress.clone(), look.clone());
         move || async move {
             look(&progress);
-            json_answer(progress.report(probe, Timestamp::now()))
+            json_answer(progress.answer(probe, Timestamp::now()))
         }
     };
     Router::new().route("/healthz", get(answer(Probe::Ready))).route("/livez", get(answer(Probe::Live)))
 }
 
-/// Routes of 10249. `more` is appended to the process metrics, in Prometheus' text format.
-pub fn metrics_routes(more: impl Fn() -> String + Send + Sync + 'static) -> Router {
+/// Routes of 10249. `more` is appended to the process metrics, in Prometheus' text format; `configz` is the configuration.
+pub fn metrics_routes(more: impl Fn() -> String + Send + Sync + 'static, configz: Value) -> Router {
     let more = Arc::new(more);
     let metrics = move || {
         let more = more.clone();
@@ -149,6 +179,7 @@ pub fn metrics_routes(more: impl Fn() -> String + Send + Sync + 'static) -> Rout
     Router::new()
         .route("/healthz", get(ok))
         .route("/proxyMode", get(async || plain("nftables")))
+        .route("/configz", get(async move || json_answer((StatusCode::OK, configz))))
         .route("/metrics", get(metrics))
 }
 

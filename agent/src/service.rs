@@ -21,22 +21,30 @@
 
 use std::net::IpAddr;
 
+use crate::config::proxy::Conntrack;
+
 pub mod affinity;
 pub mod conntrack;
 pub mod convert;
 pub mod element;
+pub mod handle;
+pub mod host_ports;
 pub mod index;
 pub mod kernel;
 pub mod leaving;
+pub mod metrics;
 pub mod node_ports;
 pub mod program;
 pub mod programmer;
 pub mod select;
 pub mod slim;
 pub mod structure;
+pub mod sysctls;
 pub mod table;
+pub mod takeover;
 
-pub use programmer::{ServiceHandle, spawn};
+pub use handle::ServiceHandle;
+pub use programmer::spawn;
 
 /// A transport protocol with a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -155,6 +163,15 @@ impl Default for Local {
     }
 }
 
+/// Masquerade of what pods send out of the cluster, where the network is the project's own plugin.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Egress {
+    /// Networks of this node's pods.
+    pub pods: Vec<Cidr>,
+    /// Networks of all pods: what goes there keeps its source.
+    pub inside: Vec<Cidr>,
+}
+
 /// Settings of the service half.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
@@ -166,6 +183,14 @@ pub struct Settings {
     pub local: Local,
     /// Masquerade everything that goes to a Service.
     pub masquerade_all: bool,
+    /// What leaves the cluster is masqueraded; `None` leaves that to the network plugin.
+    pub egress: Option<Egress>,
+    /// Ranges of ClusterIPs: what goes to one that no Service has is dropped.
+    pub service_cidrs: Vec<Cidr>,
+    /// Whether hostPorts will be told, so that those of a former agent stay until then.
+    pub awaits_host_ports: bool,
+    /// Settings of connection tracking; `None` leaves them alone.
+    pub conntrack: Option<Conntrack>,
     /// The only external addresses that are served; `None` serves all.
     pub external_ip_ranges: Option<Vec<Cidr>>,
 }

@@ -81,6 +81,13 @@ pub fn ensure_conflist(dir: &Path, conflist: &Conflist) -> Result<Outcome, Confi
     Ok(outcome)
 }
 
+/// The pod CIDRs of [`FILE_NAME`] in `dir`, where it is there and ours.
+pub fn current(dir: &Path) -> Option<Vec<Cidr>> {
+    let text = fs::read_to_string(dir.join(FILE_NAME)).ok().filter(|text| is_ours(text))?;
+    let json: Value = serde_json::from_str(&text).ok()?;
+    Some(json["plugins"][0]["podCIDRs"].as_array()?.iter().filter_map(|cidr| cidr.as_str()?.parse().ok()).collect())
+}
+
 fn is_ours(text: &str) -> bool {
     let json: Value = match serde_json::from_str(text) {
         Ok(json) => json,

@@ -1,5 +1,6 @@
 //! A node of a control plane: pods, Services and the node's own objects come from the API server and go back to it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,8 +19,10 @@ use super::board::Board;
 use super::garbage;
 use super::identity::{Identity, VERSION};
 use super::node_extras;
+use super::own_network::OwnNetwork;
 use super::pods::{HostAddresses, PodHalf};
 use super::service_half::{self, ServiceHalf};
+use super::settings;
 use crate::api::client::ApiClient;
 use crate::api::objects::JoinedObjects;
 use crate::api::service_envs::{ServiceEnvSink, ServiceEnvs};
@@ -32,7 +35,8 @@ use crate::node::heartbeat::{self, NodeHandle, NodeInputs};
 use crate::node::settings::NodeSettings;
 use crate::node::{NodeExtras, RuntimeHealth, address, routes};
 use crate::objects::{ServiceEnv, ServiceEnvPort};
-use crate::service::{ServiceHandle, slim};
+use crate::pod::facilities::StatusSink;
+use crate::service::{self, ServiceHandle, slim};
 use crate::source::static_pods::mirror::{self, MirrorInputs};
 use crate::source::static_pods::{self, StaticPods, StaticSource};
 use crate::source::{SourceName, SourceUpdate, api as pod_source};
@@ -135,7 +139,8 @@ async fn start_pods(
     }
     if let Some(dir) = config.cni_conf_dir.clone() {
         let dirs = (dir, config.state_dir.clone());
-        tokio::spawn(keep_network(node.node(), dirs, service_client, name.clone(), (*shutdown).clone()));
+        let own = services.as_ref().and_then(|half| half.own_network.clone());
+        tokio::spawn(keep_network(node.node(), dirs, (service_client, name.clone(), own), (*shutdown).clone()));
     }
     let writer = StatusWriter::new(client.kube());
     let (notes_tx, notes) = mpsc::unbounded_channel();
@@ -150,7 +155,10 @@ async fn start_pods(
     });
     let handle = services.as_ref().map(|half| half.handle.clone());
     let sink = Arc::new(ApiSink::new(writer.clone(), mirrors, handle));
-    let board = Arc::new(Board::new(vec![sink], no_services(), config.kubelet.pod_logs_dir.clone()));
+    let own = services.as_ref().and_then(|half| half.own_network.clone());
+    let listeners =
+        own.map(|own| own as Arc<dyn StatusSink>).into_iter().chain([sink as Arc<dyn StatusSink>]).collect();
+    let board = Arc::new(Board::new(listeners, no_services(), config.kubelet.pod_logs_dir.clone()));
     let (objects_tx, changed) = mpsc::unbounded_channel();
     let objects = Arc::new(JoinedObjects::new(client.kube(), objects_tx, envs));
     let half = PodHalf::new(config, recorder.clone(), objects, board.clone(), addresses, health).await?;
@@ -215,8 +223,45 @@ fn watch_services(client: &ApiClient, services: Option<&ServiceHandle>, envs: &A
         let config = watcher::Config::default().labels(SLICE_LABELS);
         let slices = Api::<slim::EndpointSlice>::all(client.kube());
         watches.push(spawn_watch(slices, config, services.slice_sink()));
+        let ranges = Api::<slim::ServiceCidr>::all(client.kube());
+        let sink = ServiceCidrs::new(services.clone());
+        watches.push(spawn_watch(ranges, watcher::Config::default(), sink));
     }
     watches
+}
+
+/// Ranges of ClusterIPs by the name of their object.
+struct ServiceCidrs {
+    services: ServiceHandle,
+    known: BTreeMap<String, Vec<String>>,
+    /// Those of a list that still runs.
+    listed: BTreeMap<String, Vec<String>>,
+}
+
+impl ServiceCidrs {
+    fn new(services: ServiceHandle) -> Self {
+        Self { services, known: BTreeMap::new(), listed: BTreeMap::new() }
+    }
+
+    fn tell(&self) {
+        let all: BTreeSet<service::Cidr> =
+            settings::parse_cidrs(&self.known.values().flatten().cloned().collect::<Vec<_>>()).into_iter().collect();
+        self.services.reconfigure(|settings| settings.service_cidrs = all.into_iter().collect());
+    }
+}
+
+impl WatchSink<slim::ServiceCidr> for ServiceCidrs {
+    fn handle(&mut self, event: WatchEvent<slim::ServiceCidr>) {
+        let name = |range: &slim::ServiceCidr| range.metadata.name.clone().unwrap_or_default();
+        match event {
+            WatchEvent::Restart => return self.listed.clear(),
+            WatchEvent::InitApply(range) => return drop(self.listed.insert(name(&range), range.spec.cidrs)),
+            WatchEvent::InitDone => self.known = std::mem::take(&mut self.listed),
+            WatchEvent::Apply(range) => drop(self.known.insert(name(&range), range.spec.cidrs)),
+            WatchEvent::Delete(range) => drop(self.known.remove(&name(&range))),
+        }
+        self.tell();
+    }
 }
 
 struct Both<A, B> {
@@ -255,8 +300,7 @@ fn service_env(service: &slim::Service) -> (ObjectKey, Option<ServiceEnv>) {
 async fn keep_network(
     mut node: watch::Receiver<Option<Arc<Node>>>,
     (dir, state_dir): (PathBuf, PathBuf),
-    client: ApiClient,
-    name: NodeName,
+    (client, name, own): (ApiClient, NodeName, Option<Arc<OwnNetwork>>),
     shutdown: CancellationToken,
 ) {
     let mut written: Option<Vec<String>> = None;
@@ -264,10 +308,19 @@ async fn keep_network(
     loop {
         let cidrs = node.borrow_and_update().as_ref().and_then(|node| node.spec.as_ref()?.pod_cidrs.clone());
         if let Some(cidrs) = cidrs.filter(|cidrs| !cidrs.is_empty() && written.as_ref() != Some(cidrs)) {
-            let is_ours = super::ensure_network(&dir, &cidrs, &state_dir);
+            let pods = super::ensure_network(&dir, &cidrs, &state_dir);
             written = Some(cidrs);
-            if let Some((client, name)) = peers.take_if(|_| is_ours) {
-                tokio::spawn(routes::run(client, name, shutdown.clone()));
+            if let (Some(own), Some(pods)) = (&own, &pods) {
+                own.is_ours(pods);
+            }
+            if let Some((client, name)) = peers.take_if(|_| pods.is_some()) {
+                let told = own.clone();
+                let told = move |peers: &[nodelet_cni::cidr::Cidr]| {
+                    if let Some(own) = &told {
+                        own.set_peers(peers);
+                    }
+                };
+                tokio::spawn(routes::run(client, name, told, shutdown.clone()));
             }
         }
         tokio::select! {

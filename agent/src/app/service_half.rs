@@ -1,22 +1,25 @@
 //! The service half: the programmer, and the ports that tell how it does.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::own_network::OwnNetwork;
 use super::settings;
-use crate::config::Config;
+use crate::config::proxy::LocalMode;
+use crate::config::{Config, Mode};
 use crate::event::Recorder;
 use crate::health::{self, ProxyProgress, checks};
 use crate::ids::ObjectKey;
 use crate::node::address;
-use crate::service::node_ports::{NodePorts, Serving};
-use crate::service::{self, ServiceHandle};
+use crate::service::node_ports::{NodePorts, Place, Serving};
+use crate::service::{self, Local, ServiceHandle};
 
 /// The running service half.
 #[derive(Clone)]
@@ -25,7 +28,11 @@ pub struct ServiceHalf {
     pub handle: ServiceHandle,
     /// What 10256 tells.
     pub progress: ProxyProgress,
+    /// What it does for pods of our own network, where there may be some.
+    pub own_network: Option<Arc<OwnNetwork>>,
     addresses: Arc<Addresses>,
+    /// Whether pods are told by the CIDRs of the own Node.
+    by_node_cidr: bool,
 }
 
 /// Which of the node's addresses serve NodePorts, and who listens to that.
@@ -49,12 +56,18 @@ impl ServiceHalf {
     pub fn set_addresses(&self, node: &[IpAddr], machine: &[IpAddr]) {
         let Serving { addresses, listen } = self.addresses.serving(node, machine);
         self.handle.set_node_addresses(addresses);
+        self.handle.set_host_addresses(every_address(machine));
         self.addresses.listen.send_if_modified(|known| {
             let is_news = *known != listen;
             *known = listen;
             is_news
         });
     }
+}
+
+/// Addresses that hostPorts without an address are served on.
+fn every_address(machine: &[IpAddr]) -> Vec<IpAddr> {
+    NodePorts::new(&[Place::All]).serving(&[], machine).addresses
 }
 
 /// What health checks of Services are answered from.
@@ -93,9 +106,13 @@ pub async fn start(
         node_ports: settings::node_ports(config),
         listen: watch::Sender::new(Vec::new()),
     };
-    let serving = addresses.serving(node, &address::of_machine().await);
+    let machine = address::of_machine().await;
+    let serving = addresses.serving(node, &machine);
     addresses.listen.send_replace(serving.listen);
     let handle = service::spawn(settings::services(config, serving.addresses))?;
+    handle.set_host_addresses(every_address(&machine));
+    let conf_dir = config.cni_conf_dir.as_deref().filter(|_| settings::may_own_network(config));
+    let own_network = conf_dir.map(|dir| OwnNetwork::new(handle.clone(), settings::cluster_cidrs(config), dir));
     let progress = ProxyProgress::new(config.proxy.sync_period);
     if let Some(address) = config.proxy.healthz {
         let asked = handle.clone();
@@ -103,7 +120,9 @@ pub async fn start(
         tokio::spawn(health::serve("healthz of the service half", address, routes, shutdown.clone()));
     }
     if let Some(address) = config.proxy.metrics {
-        let routes = health::metrics_routes(String::new);
+        let (asked, counted) = (handle.clone(), progress.clone());
+        let more = move || format!("{}{}", asked.metrics(), counted.metrics());
+        let routes = health::metrics_routes(more, configz(config));
         tokio::spawn(health::serve("metrics of the service half", address, routes, shutdown.clone()));
     }
     let inputs = checks::Inputs {
@@ -114,7 +133,31 @@ pub async fn start(
         node_name: config.node_name.clone(),
     };
     tokio::spawn(checks::run(inputs, shutdown.clone()));
-    Ok(ServiceHalf { handle, progress, addresses: Arc::new(addresses) })
+    let by_node_cidr = matches!(config.mode, Mode::Joined { .. }) && config.proxy.local_mode == LocalMode::NodeCidr;
+    Ok(ServiceHalf { handle, progress, own_network, addresses: Arc::new(addresses), by_node_cidr })
+}
+
+/// The configuration in effect, under the name that kube-proxy gives it: what was given, and what is filled in or is
+/// otherwise than it was given.
+fn configz(config: &Config) -> Value {
+    let proxy = &config.proxy;
+    let mut shown = proxy.given.clone();
+    let address = |address: Option<SocketAddr>| Value::from(address.map(|a| a.to_string()).unwrap_or_default());
+    let duration = |duration: Duration| Value::from(crate::config::duration::format(duration));
+    for (name, value) in [
+        ("mode", "nftables".into()),
+        ("healthzBindAddress", address(proxy.healthz)),
+        ("metricsBindAddress", address(proxy.metrics)),
+        ("hostnameOverride", config.node_name.as_str().into()),
+        ("detectLocalMode", proxy.local_mode.name().into()),
+        ("clusterCIDR", proxy.cluster_cidrs.join(",").into()),
+    ] {
+        shown[name] = value;
+    }
+    shown["nftables"]["masqueradeAll"] = proxy.masquerade_all.into();
+    shown["nftables"]["syncPeriod"] = duration(proxy.sync_period);
+    shown["nftables"]["minSyncPeriod"] = duration(proxy.min_sync_period);
+    json!({ "kubeproxy.config.k8s.io": shown })
 }
 
 /// Label with the zone of a node, which topology-aware Services go by.
@@ -123,14 +166,21 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 /// Keeps the zone, and what load balancers are told, in step with the own Node.
 pub async fn follow_node(half: ServiceHalf, mut node: watch::Receiver<Option<Arc<Node>>>) {
     let mut known = None;
+    let mut known_cidrs = Vec::new();
     // Before the Node was seen nothing is known against it.
     while node.changed().await.is_ok() {
         let seen = node.borrow_and_update().clone();
         half.progress.node_seen(seen.as_deref());
-        let zone = seen.and_then(|node| node.metadata.labels.as_ref()?.get(ZONE).cloned());
+        let zone = seen.as_ref().and_then(|node| node.metadata.labels.as_ref()?.get(ZONE).cloned());
         if zone != known {
             half.handle.set_zone(zone.as_deref());
             known = zone;
+        }
+        let cidrs = seen.and_then(|node| node.spec.as_ref()?.pod_cidrs.clone()).unwrap_or_default();
+        if half.by_node_cidr && !cidrs.is_empty() && cidrs != known_cidrs {
+            let networks = settings::parse_cidrs(&cidrs);
+            half.handle.reconfigure(|settings| settings.local = Local::Networks(networks));
+            known_cidrs = cidrs;
         }
     }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use crate::cgroup;
 use crate::config::kubelet::CgroupDriver;
 use crate::config::proxy::LocalMode;
-use crate::config::{Config, Mode};
+use crate::config::{Config, Mode, Only};
 use crate::logs::kept;
 use crate::node::facts::MachineFacts;
 use crate::pod::{admit, dns, lifecycle, security, shared};
@@ -112,23 +112,40 @@ pub fn node_ports(config: &Config) -> NodePorts {
     NodePorts::new(&places)
 }
 
-/// Settings of the service half; what is not a CIDR is reported and left out.
-pub fn services(config: &Config, node_addresses: Vec<IpAddr>) -> service::Settings {
-    let texts = match (&config.mode, config.proxy.cluster_cidrs.is_empty()) {
-        (Mode::Alone { pod_cidrs, .. }, true) => pod_cidrs.clone(),
-        (Mode::Alone { .. }, false) | (Mode::Joined { .. }, _) => config.proxy.cluster_cidrs.clone(),
-    };
-    let mut cluster_cidrs = Vec::new();
-    for text in texts {
-        match Cidr::parse(&text) {
-            Some(cidr) => cluster_cidrs.push(cidr),
-            None => {
-                tracing::error!(cidr = %text, "not a CIDR such as 10.244.0.0/16; traffic of this range is not told from other traffic")
-            }
+/// CIDRs of a configuration or of the API; what is none is reported and left out.
+pub fn parse_cidrs(texts: &[String]) -> Vec<Cidr> {
+    let parse = |text: &String| {
+        let cidr = Cidr::parse(text);
+        if cidr.is_none() {
+            tracing::error!(cidr = %text, "not a CIDR such as 10.244.0.0/16; it is left out");
         }
+        cidr
+    };
+    texts.iter().filter_map(parse).collect()
+}
+
+/// The networks of all pods of the cluster, as far as they are configured.
+pub fn cluster_cidrs(config: &Config) -> Vec<Cidr> {
+    match (&config.mode, config.proxy.cluster_cidrs.is_empty()) {
+        (Mode::Alone { pod_cidrs, .. }, true) => parse_cidrs(pod_cidrs),
+        (Mode::Alone { .. }, false) | (Mode::Joined { .. }, _) => parse_cidrs(&config.proxy.cluster_cidrs),
     }
+}
+
+/// Whether pods of this node may have the project's own network.
+pub fn may_own_network(config: &Config) -> bool {
+    config.only == Only::Both && config.cni_conf_dir.is_some()
+}
+
+/// Settings of the service half.
+pub fn services(config: &Config, node_addresses: Vec<IpAddr>) -> service::Settings {
     let local = match &config.proxy.local_mode {
-        LocalMode::ClusterCidr | LocalMode::NodeCidr => service::Local::Networks(cluster_cidrs),
+        LocalMode::ClusterCidr => service::Local::Networks(cluster_cidrs(config)),
+        // Those of a joined node are known with its Node object; Services do not wait for that.
+        LocalMode::NodeCidr => service::Local::Networks(match &config.mode {
+            Mode::Alone { pod_cidrs, .. } => parse_cidrs(pod_cidrs),
+            Mode::Joined { .. } => Vec::new(),
+        }),
         LocalMode::BridgeInterface(name) => service::Local::Interface(name.clone()),
         LocalMode::InterfaceNamePrefix(prefix) => service::Local::InterfacePrefix(prefix.clone()),
     };
@@ -138,5 +155,12 @@ pub fn services(config: &Config, node_addresses: Vec<IpAddr>) -> service::Settin
         local,
         external_ip_ranges: None,
         masquerade_all: config.proxy.masquerade_all,
+        egress: None,
+        service_cidrs: match &config.mode {
+            Mode::Alone { service_cidrs, .. } => parse_cidrs(service_cidrs),
+            Mode::Joined { .. } => Vec::new(),
+        },
+        awaits_host_ports: may_own_network(config),
+        conntrack: Some(config.proxy.conntrack),
     }
 }

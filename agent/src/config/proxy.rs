@@ -22,6 +22,18 @@ pub enum LocalMode {
     InterfaceNamePrefix(String),
 }
 
+impl LocalMode {
+    /// Its name in the configuration.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::ClusterCidr => "ClusterCIDR",
+            Self::NodeCidr => "NodeCIDR",
+            Self::BridgeInterface(_) => "BridgeInterface",
+            Self::InterfaceNamePrefix(_) => "InterfaceNamePrefix",
+        }
+    }
+}
+
 /// The part of a `KubeProxyConfiguration` that nodelet uses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Proxy {
@@ -55,6 +67,8 @@ pub struct Proxy {
     pub feature_gates: Vec<(String, bool)>,
     /// Log format and klog verbosity of the file.
     pub logging: Logging,
+    /// The same as it was given: file and flags, merged. `/configz` shows it.
+    pub given: serde_json::Value,
 }
 
 /// Settings of the kernel's connection tracking; `None` leaves the kernel's own value.
@@ -137,6 +151,7 @@ pub fn read(mut fields: Fields, f: &mut Findings) -> Proxy {
         api_qps,
         feature_gates: all.switches(f, "featureGates").unwrap_or_default(),
         logging: logging(all, f),
+        given: serde_json::Value::Null,
     };
     fields.finish(f, &UNREAD);
     proxy

@@ -252,14 +252,24 @@ impl Rule<'_> {
 
     /// `ip saddr NETWORK/PREFIX`, or not.
     pub fn saddr_within(&mut self, not: bool, network: &[u8], prefix: u8) {
+        self.within(not, if self.family == Family::V4 { 12 } else { 8 }, network, prefix);
+    }
+
+    /// `ip daddr NETWORK/PREFIX`.
+    pub fn daddr_within(&mut self, network: &[u8], prefix: u8) -> &mut Self {
+        self.within(false, if self.family == Family::V4 { 16 } else { 24 }, network, prefix);
+        self
+    }
+
+    /// Whether the address at an offset of the network header is in a network.
+    fn within(&mut self, not: bool, offset: u32, network: &[u8], prefix: u8) {
         let bytes = usize::from(prefix / 8);
         if prefix.is_multiple_of(8) && prefix > 0 && bytes < network.len() {
             // Whole bytes need no mask.
-            let offset = if self.family == Family::V4 { 12 } else { 8 };
             self.payload(0, 1, offset, u32::from(prefix / 8)).compare(not, &network[..bytes]);
             return;
         }
-        self.saddr(0);
+        self.payload(0, 1, offset, 4 * address_slots(self.family));
         let mask: Vec<u8> = (0..network.len()).map(|byte| prefix_byte(prefix, byte)).collect();
         self.mask(&mask);
         self.compare(not, network);

@@ -84,7 +84,8 @@ fn os_image(root: &Path) -> String {
 }
 
 /// Counts a kernel CPU list such as `0-3,8`.
-fn count_cpus(list: &str) -> Option<u32> {
+/// How many a list such as `0-3,8` names.
+pub fn count_cpus(list: &str) -> Option<u32> {
     let mut count = 0;
     for part in list.trim().split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

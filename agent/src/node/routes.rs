@@ -146,8 +146,9 @@ impl WatchSink<Node> for Peers {
     }
 }
 
-/// Keeps routes until `shutdown`. `client` must be allowed to list nodes, as system:kube-proxy is.
-pub async fn run(client: ApiClient, own: NodeName, shutdown: CancellationToken) {
+/// Keeps routes until `shutdown`, and tells the pod CIDRs of the other nodes as they change. `client` must be allowed to list
+/// nodes, as system:kube-proxy is.
+pub async fn run(client: ApiClient, own: NodeName, told: impl Fn(&[Cidr]) + Send, shutdown: CancellationToken) {
     let shared = Arc::new(Shared { state: Mutex::default(), changed: Notify::new() });
     let sink = Peers { shared: shared.clone(), own };
     let _watch: WatchHandle = spawn_watch(Api::<Node>::all(client.kube()), watcher::Config::default(), sink);
@@ -165,6 +166,7 @@ pub async fn run(client: ApiClient, own: NodeName, shutdown: CancellationToken) 
             }
             state.peers.values().cloned().collect()
         };
+        told(&peers.iter().flat_map(|peer| &peer.cidrs).copied().collect::<Vec<_>>());
         pause = match apply(&peers).await {
             Ok(0) => CHECK,
             Ok(changes) => {

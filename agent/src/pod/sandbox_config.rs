@@ -78,7 +78,7 @@ pub fn sandbox_config(pod: &Pod, inputs: Inputs) -> Result<cri::PodSandboxConfig
 }
 
 /// The ports that the network plugin is asked to map. On the node's network there is nothing to map.
-fn port_mappings(pod: &Pod) -> Vec<cri::PortMapping> {
+pub fn port_mappings(pod: &Pod) -> Vec<cri::PortMapping> {
     if spec::host_network(pod) {
         return Vec::new();
     }

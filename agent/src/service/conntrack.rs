@@ -68,23 +68,22 @@ pub fn is_stale<'a>(
     !backends.iter().any(|view| view.contains(&flow.answers))
 }
 
-/// Deletes the stale flows of the fronts in `touched`; answers how many.
+/// Deletes the stale flows of the fronts of a family in `touched`; answers how many, `None` where there is no such front.
 pub fn reconcile<'a>(
+    family: Family,
     touched: &BTreeSet<Front>,
     backends: impl Fn(&Front) -> Option<[&'a [Backend]; 2]>,
-) -> io::Result<usize> {
-    let mut deleted = 0;
-    for family in [Family::V4, Family::V6] {
-        if !touched.iter().any(|front| super::element::family(front.address) == family) {
-            continue;
-        }
-        let socket = open()?;
-        for flow in flows(&socket, family)?.iter().filter(|flow| is_stale(flow, touched, &backends)) {
-            delete(&socket, family, flow)?;
-            deleted += 1;
-        }
+) -> io::Result<Option<u64>> {
+    if !touched.iter().any(|front| super::element::family(front.address) == family) {
+        return Ok(None);
     }
-    Ok(deleted)
+    let socket = open()?;
+    let mut deleted = 0;
+    for flow in flows(&socket, family)?.iter().filter(|flow| is_stale(flow, touched, &backends)) {
+        delete(&socket, family, flow)?;
+        deleted += 1;
+    }
+    Ok(Some(deleted))
 }
 
 fn open() -> io::Result<Socket> {

@@ -3,10 +3,11 @@
 
 use std::net::IpAddr;
 
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::select::{Endpoint, Hints, Standing, Zones};
-use super::slim::{self, HEADLESS, SERVICE_NAME, SERVICE_PROXY_NAME};
+use super::slim::{self, HEADLESS, LAST_CHANGE, SERVICE_NAME, SERVICE_PROXY_NAME};
 use super::{Cidr, Protocol};
 use crate::ids::ObjectKey;
 
@@ -142,6 +143,12 @@ fn source_ranges(texts: &[String]) -> Box<[Cidr]> {
         }
     }
     kept.into()
+}
+
+/// When the pods changed that made the control plane write this slice, and whether it is IPv6.
+pub fn trigger(slice: &slim::EndpointSlice) -> Option<(Timestamp, bool)> {
+    let text = slice.metadata.annotations.as_ref()?.get(LAST_CHANGE)?;
+    Some((text.parse().ok()?, slice.address_type == "IPv6"))
 }
 
 /// An EndpointSlice of a Service; `None` for one of nobody, of a headless Service, or of names instead of addresses.

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
+use jiff::Timestamp;
+
 use super::convert::{self, Port, Service, Slice};
+use super::host_ports::{self, HostPort};
 use super::leaving::Leaving;
 use super::program::{Program, Way};
 use super::select::{Endpoint, Selected, Standing, Zones, select};
@@ -19,6 +22,8 @@ pub enum Rank {
     ClusterIp,
     /// A NodePort, likewise.
     NodePort,
+    /// A hostPort of a pod on this node.
+    HostPort,
     /// An address that a load balancer controller wrote.
     Ingress,
     /// An address that anybody who may write Services has written.
@@ -56,6 +61,22 @@ pub struct Index {
     leaving: Leaving,
     health: HealthChecks,
     is_health_news: bool,
+    /// By [`host_ports::key`].
+    host_ports: BTreeMap<ObjectKey, Vec<HostPort>>,
+    /// Addresses of the node that serve hostPorts without an address.
+    host_addresses: Vec<IpAddr>,
+    awaits_host_ports: bool,
+    /// When pods changed whose endpoints are new here, and whether those are IPv6.
+    triggers: Vec<(Timestamp, bool)>,
+}
+
+/// Numbers of Services with a policy `Local` that have endpoints elsewhere only, IPv4 and IPv6.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WithoutLocal {
+    /// Of `internalTrafficPolicy`.
+    pub internal: [usize; 2],
+    /// Of `externalTrafficPolicy`.
+    pub external: [usize; 2],
 }
 
 /// A port where load balancers ask whether this node has endpoints of a Service (`healthCheckNodePort`).
@@ -77,6 +98,7 @@ impl Index {
             node_name: settings.node_name.as_str().into(),
             node_addresses: settings.node_addresses.clone(),
             external_ip_ranges: settings.external_ip_ranges.as_deref().map(Box::from),
+            awaits_host_ports: settings.awaits_host_ports,
             ..Self::default()
         }
     }
@@ -100,9 +122,47 @@ impl Index {
         std::mem::take(&mut self.dirty)
     }
 
-    /// All Services.
+    /// Takes when the pods changed whose endpoints came since the last call.
+    pub fn take_triggers(&mut self) -> Vec<(Timestamp, bool)> {
+        std::mem::take(&mut self.triggers)
+    }
+
+    /// All Services, and pods with hostPorts.
     pub fn keys(&self) -> BTreeSet<ObjectKey> {
-        self.services.keys().cloned().collect()
+        self.services.keys().chain(self.host_ports.keys()).cloned().collect()
+    }
+
+    /// The hostPorts of a pod; none when it is gone. Answers whether that changes anything.
+    pub fn set_host_ports(&mut self, pod: &ObjectKey, ports: Vec<HostPort>) -> bool {
+        if self.host_ports.get(pod).map(Vec::as_slice).unwrap_or_default() == ports {
+            return false;
+        }
+        match ports.is_empty() {
+            true => drop(self.host_ports.remove(pod)),
+            false => drop(self.host_ports.insert(pod.clone(), ports)),
+        }
+        self.dirty.insert(pod.clone());
+        true
+    }
+
+    /// All pods have told their hostPorts once.
+    pub fn host_ports_synced(&mut self) {
+        self.awaits_host_ports = false;
+    }
+
+    /// Whether everybody who may own a front has been heard.
+    pub fn knows_all_owners(&self) -> bool {
+        !self.awaits_host_ports
+    }
+
+    /// Other addresses for hostPorts that name none. Answers whether that changes anything.
+    pub fn set_host_addresses(&mut self, addresses: Vec<IpAddr>) -> bool {
+        if self.host_addresses == addresses {
+            return false;
+        }
+        self.host_addresses = addresses;
+        self.dirty.extend(self.host_ports.keys().cloned());
+        !self.host_ports.is_empty()
     }
 
     /// Other addresses for NodePorts; all Services with NodePorts may change. Answers whether that changes anything.
@@ -220,11 +280,18 @@ impl Index {
             WatchEvent::Restart => self.listing_slices = Some(BTreeSet::new()),
             WatchEvent::InitApply(slice) | WatchEvent::Apply(slice) => {
                 let Some(key) = convert::key(&slice.metadata) else { return };
-                if let Some(listed) = &mut self.listing_slices {
-                    listed.insert(key.clone());
-                }
+                let is_listed = match &mut self.listing_slices {
+                    Some(listed) => listed.insert(key.clone()),
+                    None => false,
+                };
                 match convert::slice(&slice, &self.node_name, &mut self.zones) {
-                    Some(new) => self.put_slice(key, new),
+                    Some(new) => {
+                        // What a list says may have changed long ago.
+                        let trigger = convert::trigger(&slice).filter(|_| !is_listed && self.has_synced());
+                        if self.put_slice(key, new) {
+                            self.triggers.extend(trigger);
+                        }
+                    }
                     None => self.remove_slice(&key),
                 }
             }
@@ -243,9 +310,10 @@ impl Index {
         }
     }
 
-    fn put_slice(&mut self, key: ObjectKey, new: Slice) {
+    /// Answers whether it is new.
+    fn put_slice(&mut self, key: ObjectKey, new: Slice) -> bool {
         if self.slices.get(&key) == Some(&new) {
-            return;
+            return false;
         }
         if self.slices.get(&key).is_some_and(|old| old.service != new.service) {
             self.remove_slice(&key);
@@ -254,6 +322,7 @@ impl Index {
         self.slices_of.entry(new.service.clone()).or_default().insert(key.clone());
         self.slices.insert(key, new);
         self.settle();
+        true
     }
 
     fn remove_slice(&mut self, key: &ObjectKey) {
@@ -272,6 +341,9 @@ impl Index {
     /// address and port the one with most right stands.
     pub fn desired(&self, key: &ObjectKey) -> Desired {
         let mut desired = Desired::new();
+        if let Some(ports) = self.host_ports.get(key) {
+            return host_ports::desired(ports, &self.host_addresses);
+        }
         let Some(service) = self.services.get(key) else { return desired };
         for port in &service.ports {
             let endpoints = self.endpoints(key, port);
@@ -312,8 +384,30 @@ impl Index {
         endpoint
     }
 
+    /// Counts Services with a policy `Local` and endpoints elsewhere only, port by port as kube-proxy does.
+    pub fn without_local_endpoints(&self) -> WithoutLocal {
+        let mut counts = WithoutLocal::default();
+        for (key, service) in self.services.iter().filter(|(_, s)| s.internal_local || s.external_local) {
+            let is_external = !service.external_ips.is_empty() || !service.ingress_ips.is_empty();
+            for port in &service.ports {
+                let endpoints = self.endpoints(key, port);
+                for v6 in [false, true] {
+                    let selected = select(&endpoints, v6, self.zone);
+                    let is_elsewhere = selected.local.is_empty() && !selected.cluster.is_empty();
+                    let external = is_elsewhere && service.external_local && (is_external || port.node_port > 0);
+                    counts.internal[usize::from(v6)] += usize::from(is_elsewhere && service.internal_local);
+                    counts.external[usize::from(v6)] += usize::from(external);
+                }
+            }
+        }
+        counts
+    }
+
     /// Addresses of endpoints on this node, for hairpin connections; none of what is no Service.
     pub fn local_addresses(&self, key: &ObjectKey) -> BTreeSet<IpAddr> {
+        if let Some(ports) = self.host_ports.get(key) {
+            return ports.iter().map(|port| port.pod.address).collect();
+        }
         if !self.services.contains_key(key) {
             return BTreeSet::new();
         }

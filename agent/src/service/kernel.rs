@@ -55,6 +55,14 @@ fn read(kernel: &mut Kernel) -> io::Result<(Tables, Chains)> {
     Ok((adoption.finish(), all))
 }
 
+/// Writes the structure of other settings into tables that are there; elements stay.
+pub fn restructure(settings: &Settings, tables: &Tables, batch: &mut Batch) {
+    for family in FAMILIES {
+        let chains = tables.chain_names(family);
+        structure::write(batch, family, settings, chains.iter().map(String::as_str));
+    }
+}
+
 /// Writes the removal of our tables and the structure anew: for tables that cannot be brought to what they should be.
 pub fn replace(settings: &Settings, batch: &mut Batch) {
     for family in FAMILIES {

@@ -12,22 +12,20 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::watch;
+use jiff::Timestamp;
 
-use super::index::{HealthChecks, Index};
+use super::handle::{ServiceHandle, Shared, Status, Wake, lock, unix_now};
 use super::structure::TABLE;
 use super::table::Tables;
-use super::{Front, Settings, affinity, conntrack, kernel, slim};
-use crate::ids::ObjectKey;
+use super::{Front, Settings, affinity, conntrack, kernel, sysctls, takeover};
 use crate::nft::batch::Batch;
 use crate::nft::listener::Listener;
 use crate::nft::socket::Kernel;
 use crate::nft::{Family, NftError};
-use crate::watch::{WatchEvent, WatchSink};
 
 /// The full comparison with the kernel, should an event have been lost.
 const AUDIT: Duration = Duration::from_secs(600);
@@ -35,89 +33,9 @@ const AUDIT: Duration = Duration::from_secs(600);
 const CHUNK: usize = 1000;
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
-/// What the thread was told since it last looked.
-#[derive(Default)]
-struct Wake {
-    changed: bool,
-    audit: bool,
-    stop: bool,
-    /// Number of the newest change.
-    newest: u64,
-}
-
-/// How the programmer does.
-#[derive(Clone, Debug, Default)]
-pub struct Status {
-    /// When the last commit was made.
-    pub last_commit: Option<SystemTime>,
-    /// Since when changes wait to be committed.
-    pub waiting_since: Option<SystemTime>,
-    /// The last error, until a commit succeeds.
-    pub error: Option<String>,
-    /// How often the kernel's rules were compared with what they should be.
-    pub comparisons: u64,
-    /// How often they had to be repaired.
-    pub repairs: u64,
-    /// Installed fronts and endpoints.
-    pub size: (usize, usize),
-}
-
-struct Shared {
-    index: Mutex<Index>,
-    wake: Mutex<Wake>,
-    condvar: Condvar,
-    status: Mutex<Status>,
-    /// Number of the newest change that is in the kernel.
-    done: Mutex<u64>,
-    is_done: Condvar,
-    health: watch::Sender<HealthChecks>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // State behind these locks is valid after any statement; a poisoned lock is as good as any.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Shared {
-    fn notify(&self, tell: impl FnOnce(&mut Wake)) {
-        tell(&mut lock(&self.wake));
-        self.condvar.notify_one();
-    }
-
-    fn changed(&self) {
-        self.notify(|wake| {
-            wake.changed = true;
-            wake.newest += 1;
-        });
-    }
-}
-
-/// Handle of the programmer. Dropping the last one stops the thread; rules stay.
-#[derive(Clone)]
-pub struct ServiceHandle {
-    shared: Arc<Shared>,
-    _stop: Arc<StopOnDrop>,
-}
-
-struct StopOnDrop(Arc<Shared>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.notify(|wake| wake.stop = true);
-    }
-}
-
 /// Starts the programmer in the network namespace of the calling thread.
 pub fn spawn(settings: Settings) -> io::Result<ServiceHandle> {
-    let shared = Arc::new(Shared {
-        index: Mutex::new(Index::new(&settings)),
-        wake: Mutex::default(),
-        condvar: Condvar::new(),
-        status: Mutex::default(),
-        done: Mutex::default(),
-        is_done: Condvar::new(),
-        health: watch::Sender::new(HealthChecks::new()),
-    });
+    let shared = Arc::new(Shared::new(&settings));
     let kernel = Kernel::open()?;
     let listener = Listener::open(kernel.port()?)?;
     let programmer = Programmer {
@@ -129,6 +47,9 @@ pub fn spawn(settings: Settings) -> io::Result<ServiceHandle> {
         refusals: 0,
         unreconciled: BTreeSet::new(),
         unforgotten: BTreeSet::new(),
+        is_first: true,
+        triggers: Vec::new(),
+        started: Timestamp::now(),
     };
     std::thread::Builder::new().name("services".into()).spawn(move || programmer.run())?;
     let heard = Arc::downgrade(&shared);
@@ -139,119 +60,7 @@ pub fn spawn(settings: Settings) -> io::Result<ServiceHandle> {
             shared.notify(|wake| wake.audit = true);
         }
     })?;
-    Ok(ServiceHandle { _stop: Arc::new(StopOnDrop(shared.clone())), shared })
-}
-
-impl ServiceHandle {
-    /// Consumer of the Service watch.
-    pub fn service_sink(&self) -> impl WatchSink<slim::Service> + use<> {
-        Sink(self.clone())
-    }
-
-    /// Consumer of the EndpointSlice watch.
-    pub fn slice_sink(&self) -> impl WatchSink<slim::EndpointSlice> + use<> {
-        Sink(self.clone())
-    }
-
-    /// Other addresses for NodePorts.
-    pub fn set_node_addresses(&self, addresses: Vec<IpAddr>) {
-        let is_news = lock(&self.shared.index).set_node_addresses(addresses);
-        if is_news {
-            self.shared.changed();
-        }
-    }
-
-    /// Services with a health check port, as they come and go.
-    pub fn health_checks(&self) -> watch::Receiver<HealthChecks> {
-        self.shared.health.subscribe()
-    }
-
-    /// How many ready endpoints of a family a Service has on this node.
-    pub fn local_endpoints(&self, service: &ObjectKey, v6: bool) -> usize {
-        lock(&self.shared.index).local_endpoints(service, v6)
-    }
-
-    /// The zone of this node, for endpoints that are meant for zones.
-    pub fn set_zone(&self, zone: Option<&str>) {
-        lock(&self.shared.index).set_zone(zone);
-        self.shared.changed();
-    }
-
-    /// Waits until every change that was told before this call is in the kernel; `false` when that takes longer than `limit`.
-    pub fn programmed(&self, limit: Duration) -> bool {
-        let newest = lock(&self.shared.wake).newest;
-        let waited = self.shared.is_done.wait_timeout_while(lock(&self.shared.done), limit, |done| *done < newest);
-        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
-    }
-
-    /// A pod of this node begins to stop: its endpoints leave the rules before the API server says so.
-    pub fn pod_stops(&self, addresses: &[IpAddr]) {
-        lock(&self.shared.index).pod_stops(addresses);
-        self.shared.changed();
-    }
-
-    /// Nothing of a pod that stopped is left.
-    pub fn pod_is_gone(&self, addresses: &[IpAddr]) {
-        lock(&self.shared.index).pod_is_gone(addresses);
-    }
-
-    /// A pod of this node that is not stopping has these addresses.
-    pub fn pod_has(&self, addresses: &[IpAddr]) {
-        // Every status of every pod comes by here; hardly any is of interest.
-        let is_news = lock(&self.shared.index).pod_has(addresses);
-        if is_news {
-            self.shared.changed();
-        }
-    }
-
-    /// How it does.
-    pub fn status(&self) -> Status {
-        lock(&self.shared.status).clone()
-    }
-}
-
-/// Keeps the programmer alive, like every handle.
-struct Sink(ServiceHandle);
-
-impl Sink {
-    fn changed(&self, is_complete: bool, checks: Option<HealthChecks>) {
-        if let Some(checks) = checks {
-            self.0.shared.health.send_replace(checks);
-        }
-        // Objects of a list that still runs are not worth a commit each.
-        if is_complete {
-            self.0.shared.changed();
-        }
-    }
-}
-
-/// Whether an event ends a change (and does not stand within a list).
-fn is_complete<K>(event: &WatchEvent<K>) -> bool {
-    matches!(event, WatchEvent::Apply(_) | WatchEvent::Delete(_) | WatchEvent::InitDone)
-}
-
-impl WatchSink<slim::Service> for Sink {
-    fn handle(&mut self, event: WatchEvent<slim::Service>) {
-        let complete = is_complete(&event);
-        let checks = {
-            let mut index = lock(&self.0.shared.index);
-            index.service_event(event);
-            if complete { index.take_health_checks() } else { None }
-        };
-        self.changed(complete, checks);
-    }
-}
-
-impl WatchSink<slim::EndpointSlice> for Sink {
-    fn handle(&mut self, event: WatchEvent<slim::EndpointSlice>) {
-        let complete = is_complete(&event);
-        let checks = {
-            let mut index = lock(&self.0.shared.index);
-            index.slice_event(event);
-            if complete { index.take_health_checks() } else { None }
-        };
-        self.changed(complete, checks);
-    }
+    Ok(ServiceHandle::new(shared))
 }
 
 struct Programmer {
@@ -267,6 +76,12 @@ struct Programmer {
     unreconciled: BTreeSet<Front>,
     /// Fronts whose clients are to be compared with what is remembered of them.
     unforgotten: BTreeSet<Front>,
+    /// Whether nothing was programmed yet.
+    is_first: bool,
+    /// When pods changed whose endpoints are not programmed yet, and whether those are IPv6.
+    triggers: Vec<(Timestamp, bool)>,
+    /// What changed before that is not counted as our delay.
+    started: Timestamp,
 }
 
 impl Programmer {
@@ -283,11 +98,17 @@ impl Programmer {
             if audit {
                 next_audit = Instant::now() + AUDIT;
             }
+            if wake.restructure {
+                self.restructure();
+            }
             match self.turn(audit) {
                 Ok(is_done) => {
                     retry = None;
                     self.refusals = 0;
                     if is_done {
+                        if let Some(since) = wake.since {
+                            lock(&self.shared.metrics).programming.observe_time(since.elapsed());
+                        }
                         *lock(&self.shared.done) = wake.newest;
                         self.shared.is_done.notify_all();
                     }
@@ -295,6 +116,7 @@ impl Programmer {
                 Err(error) => {
                     tracing::error!(%error, "cannot program Services; trying again");
                     lock(&self.shared.status).error = Some(error.to_string());
+                    lock(&self.shared.metrics).failures += 1;
                     self.tables = None;
                     self.batch.clear();
                     self.refusals += u32::from(matches!(error, NftError::Refused { .. }));
@@ -317,20 +139,23 @@ impl Programmer {
         }
     }
 
+    /// The settings of rules are others: writes all rules anew with the next commit. Elements stay.
+    fn restructure(&mut self) {
+        self.settings = lock(&self.shared.settings).clone();
+        if let Some(tables) = &self.tables {
+            kernel::restructure(&self.settings, tables, &mut self.batch);
+        }
+    }
+
     /// Answers whether the kernel has everything; it has not before both lists are complete.
     fn turn(&mut self, audit: bool) -> Result<bool, NftError> {
+        let began = Instant::now();
         if !lock(&self.shared.index).has_synced() {
             // Until both lists are complete nothing may be removed, and half a Service must not be shown.
             return Ok(false);
         }
-        lock(&self.shared.status).comparisons += u64::from(audit);
-        if audit
-            && let Some(tables) = &self.tables
-            && !kernel::is_intact(&mut self.kernel, &self.settings, tables)?
-        {
-            tracing::warn!("our nftables rules were changed by somebody else; repairing them");
-            lock(&self.shared.status).repairs += 1;
-            self.tables = None;
+        if audit {
+            self.audit()?;
         }
         lock(&self.shared.status).waiting_since.get_or_insert_with(SystemTime::now);
         let (mut tables, is_fresh) = match self.tables.take() {
@@ -342,11 +167,60 @@ impl Programmer {
         self.reconcile(&mut tables, is_fresh);
         let size = tables.size();
         self.tables = Some(tables);
-        let mut status = lock(&self.shared.status);
-        let last_commit = Some(SystemTime::now());
-        let Status { comparisons, repairs, .. } = *status;
-        *status = Status { last_commit, waiting_since: None, error: None, comparisons, repairs, size };
+        self.take_over(audit);
+        {
+            let mut status = lock(&self.shared.status);
+            let last_commit = Some(SystemTime::now());
+            let Status { comparisons, repairs, .. } = *status;
+            *status = Status { last_commit, waiting_since: None, error: None, comparisons, repairs, size };
+        }
+        self.count(is_fresh, began.elapsed());
         Ok(true)
+    }
+
+    /// Compares the kernel with the model, and forgets what is believed of it where they differ.
+    fn audit(&mut self) -> Result<(), NftError> {
+        lock(&self.shared.status).comparisons += 1;
+        lock(&self.shared.metrics).comparisons += 1;
+        if let Some(tables) = &self.tables
+            && !kernel::is_intact(&mut self.kernel, &self.settings, tables)?
+        {
+            tracing::warn!("our nftables rules were changed by somebody else; repairing them");
+            lock(&self.shared.status).repairs += 1;
+            lock(&self.shared.metrics).drift += 1;
+            self.tables = None;
+        }
+        Ok(())
+    }
+
+    /// Now that our rules stand: removes those of a kube-proxy, and tells connection tracking how long to remember. Both
+    /// are looked at again with every audit, because whoever wrote them may still run.
+    fn take_over(&mut self, audit: bool) {
+        if !self.is_first && !audit {
+            return;
+        }
+        if let Err(error) = takeover::take_over(&mut self.kernel, &mut self.batch) {
+            self.batch.clear();
+            lock(&self.shared.metrics).cleanup_failures += 1;
+            tracing::error!(%error, "cannot remove the nftables tables of kube-proxy; remove them with `kube-proxy --cleanup`");
+        }
+        if self.is_first
+            && let Some(wanted) = &self.settings.conntrack
+        {
+            sysctls::apply(wanted, Path::new("/"));
+        }
+        self.is_first = false;
+    }
+
+    fn count(&mut self, is_fresh: bool, took: Duration) {
+        let now = Timestamp::now();
+        let mut metrics = lock(&self.shared.metrics);
+        metrics.last_sync = unix_now();
+        (metrics.endpoint_changes.1, metrics.service_changes.1) = (0, 0);
+        if is_fresh { &mut metrics.full_sync } else { &mut metrics.partial_sync }.observe_time(took);
+        for (at, v6) in self.triggers.drain(..).filter(|(at, _)| *at > self.started) {
+            metrics.network_programming[usize::from(v6)].observe(now.duration_since(at).as_secs_f64().max(0.0));
+        }
     }
 
     /// What the kernel holds. Tables that it has refused to change twice are replaced as a whole, in one transaction.
@@ -363,13 +237,17 @@ impl Programmer {
         let mut pending = {
             let mut index = lock(&self.shared.index);
             let dirty = index.take_dirty();
+            self.triggers.append(&mut index.take_triggers());
             if is_fresh { dirty.into_iter().chain(index.keys()).collect() } else { dirty }
         };
         // A table that is replaced must not be seen without its Services.
         let chunk = if self.refusals < 2 { CHUNK } else { usize::MAX };
         loop {
-            tables.step(&lock(&self.shared.index), &mut pending, chunk, is_fresh);
-            tables.write(&mut self.batch);
+            tables.step(&lock(&self.shared.index), &mut pending, chunk);
+            let elements = tables.write(&mut self.batch);
+            if elements > 0 {
+                lock(&self.shared.metrics).batch_elements.observe(elements as f64);
+            }
             self.unforgotten.append(&mut tables.forgetting);
             // After a refusal, which the end of such an entry may have caused, they are forgotten afterwards.
             if self.refusals == 0 {
@@ -387,6 +265,7 @@ impl Programmer {
         self.kernel.commit(&mut self.batch)?;
         self.batch.clear();
         if messages > 0 {
+            lock(&self.shared.metrics).batch_bytes.observe(bytes as f64);
             tracing::debug!(messages, bytes, took = ?began.elapsed(), "Services committed");
         }
         Ok(())
@@ -421,16 +300,23 @@ impl Programmer {
         if self.unreconciled.is_empty() {
             return;
         }
-        match conntrack::reconcile(&self.unreconciled, |front| tables.backends(front)) {
-            Ok(deleted) => {
-                self.unreconciled.clear();
-                if deleted > 0 {
-                    tracing::info!(deleted, "stale flows deleted");
+        for (at, of) in [Family::V4, Family::V6].into_iter().enumerate() {
+            let began = Instant::now();
+            match conntrack::reconcile(of, &self.unreconciled, |front| tables.backends(front)) {
+                Ok(None) => {}
+                Ok(Some(deleted)) => {
+                    let mut metrics = lock(&self.shared.metrics);
+                    metrics.conntrack[at].observe_time(began.elapsed());
+                    metrics.flows_deleted[at] += deleted;
+                    if deleted > 0 {
+                        tracing::info!(deleted, "stale flows deleted");
+                    }
                 }
+                // The rules are right; the flows of these fronts are looked at again with the next change or audit.
+                Err(error) => return tracing::warn!(%error, "cannot compare flows with Services; trying again later"),
             }
-            // The rules are right; the flows of these fronts are looked at again with the next change or audit.
-            Err(error) => tracing::warn!(%error, "cannot compare flows with Services; trying again later"),
         }
+        self.unreconciled.clear();
     }
 }
 

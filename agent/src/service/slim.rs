@@ -4,8 +4,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
 use serde::{Deserialize, Deserializer};
 
 /// Label of an EndpointSlice that names its Service.
@@ -14,6 +14,8 @@ pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// Label of headless Services and their EndpointSlices.
 pub const HEADLESS: &str = "service.kubernetes.io/headless";
+/// Annotation of an EndpointSlice: when the pods changed that made the control plane write it.
+pub const LAST_CHANGE: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 #[derive(Deserialize)]
 struct SlimMeta {
@@ -23,6 +25,14 @@ struct SlimMeta {
     resource_version: Option<String>,
     #[serde(default)]
     labels: SlimLabels,
+    #[serde(default, deserialize_with = "null_is_default")]
+    annotations: SlimAnnotations,
+}
+
+#[derive(Default, Deserialize)]
+struct SlimAnnotations {
+    #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
+    last_change: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -46,6 +56,7 @@ fn slim_meta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D
         namespace: slim.namespace,
         resource_version: slim.resource_version,
         labels: (!labels.is_empty()).then_some(labels),
+        annotations: slim.annotations.last_change.map(|time| BTreeMap::from([(LAST_CHANGE.to_owned(), time)])),
         ..ObjectMeta::default()
     })
 }
@@ -235,11 +246,32 @@ pub struct EndpointPort {
     pub port: Option<i32>,
 }
 
+/// A ServiceCIDR: ranges that ClusterIPs are taken from.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceCidr {
+    /// Name and version.
+    #[serde(deserialize_with = "slim_meta")]
+    pub metadata: ObjectMeta,
+    /// Spec.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub spec: ServiceCidrSpec,
+}
+
+/// `spec` of a ServiceCIDR.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceCidrSpec {
+    /// The ranges, at most one of each family.
+    #[serde(deserialize_with = "null_is_default")]
+    pub cidrs: Vec<String>,
+}
+
 macro_rules! resource {
-    ($type:ty, $kind:literal, $group:literal, $plural:literal) => {
+    ($type:ty, $scope:ty, $kind:literal, $group:literal, $plural:literal) => {
         impl kube::Resource for $type {
             type DynamicType = ();
-            type Scope = NamespaceResourceScope;
+            type Scope = $scope;
             fn kind((): &()) -> Cow<'_, str> {
                 $kind.into()
             }
@@ -262,5 +294,6 @@ macro_rules! resource {
     };
 }
 
-resource!(Service, "Service", "", "services");
-resource!(EndpointSlice, "EndpointSlice", "discovery.k8s.io", "endpointslices");
+resource!(Service, NamespaceResourceScope, "Service", "", "services");
+resource!(EndpointSlice, NamespaceResourceScope, "EndpointSlice", "discovery.k8s.io", "endpointslices");
+resource!(ServiceCidr, ClusterResourceScope, "ServiceCIDR", "networking.k8s.io", "servicecidrs");

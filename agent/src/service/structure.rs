@@ -11,14 +11,20 @@
 //!  input, postrouting ─► translated? ─► affinities: remember ────┴─► hairpin, masquerade?
 //! ```
 //!
+//! Two things concern packets that no Service has translated. In `unserved`, what goes to an address of the ranges of
+//! ClusterIPs that no Service has is dropped. In `egress`, what pods send out of the cluster is masqueraded, where the
+//! network is the project's own plugin.
+//!
 //! With session affinity the chain is `n3s`, which first looks into `affinity` for the endpoint that the client had last.
 //! After the translation `affinities` says for how long to remember it, and the packet writes it down. Entries for
 //! endpoints that are gone are deleted by [`affinity`](super::affinity); a rule could not tell, because `nft` cannot print
 //! a look-up of what a look-up has found.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use super::element::{family, octets};
 use super::program::View;
-use super::{Cidr, Local, Settings};
+use super::{Cidr, Egress, Local, Settings};
 use crate::nft::Family;
 use crate::nft::batch::Batch;
 use crate::nft::expr::{self, Data, Field, Hook, Kind, Rule, Verdict, rule};
@@ -223,6 +229,7 @@ const PICK: &str = "pick";
 const FIREWALL: &str = "firewall";
 const UNSERVED: &str = "unserved";
 const REFUSE: &str = "refuse";
+const EGRESS: &str = "egress";
 
 const HOOKS: [(&str, Hook); 7] = [
     (NAT_PREROUTING, Hook { kind: "nat", number: 0, priority: -100 }),
@@ -234,7 +241,7 @@ const HOOKS: [(&str, Hook); 7] = [
     (FILTER_OUTPUT, Hook { kind: "filter", number: 3, priority: 0 }),
 ];
 
-const CHAINS: [&str; 4] = [PICK, FIREWALL, UNSERVED, REFUSE];
+const CHAINS: [&str; 5] = [PICK, FIREWALL, UNSERVED, REFUSE, EGRESS];
 
 /// Whether a chain of this name is ours.
 pub fn is_known_chain(name: &str) -> bool {
@@ -303,13 +310,13 @@ fn write_rules(batch: &mut Batch, family: Family, settings: &Settings) {
         r.destination();
         r.vmap(SetName::Services.name());
     });
-    write_refusals(&mut add);
+    write_refusals(&mut add, family, settings);
     write_masquerade(&mut add, family, settings);
 }
 
 type Add<'a> = dyn FnMut(&str, &dyn Fn(&mut Rule<'_>)) + 'a;
 
-fn write_refusals(add: &mut Add<'_>) {
+fn write_refusals(add: &mut Add<'_>, family: Family, settings: &Settings) {
     for chain in [FILTER_INPUT, UNSERVED] {
         add(chain, &|r| {
             r.is_new().destination();
@@ -325,6 +332,11 @@ fn write_refusals(add: &mut Add<'_>) {
         r.daddr(0);
         r.in_set(SetName::ClusterIps.name()).verdict(Verdict::Goto(REFUSE));
     });
+    for cidr in of_family(&settings.service_cidrs, family) {
+        add(UNSERVED, &|r| {
+            r.daddr_within(&network_bytes(cidr), cidr.prefix).verdict(Verdict::Drop);
+        });
+    }
     // The kernel limits the ICMP errors that it sends to one client; it does not limit resets.
     add(REFUSE, &|r| {
         r.is_tcp().reject_with_reset();
@@ -334,7 +346,45 @@ fn write_refusals(add: &mut Add<'_>) {
     });
 }
 
+fn of_family(cidrs: &[Cidr], of: Family) -> impl Iterator<Item = &Cidr> {
+    cidrs.iter().filter(move |cidr| family(cidr.address) == of)
+}
+
+fn network_bytes(cidr: &Cidr) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    octets(cidr.address, &mut bytes);
+    bytes
+}
+
+/// Multicast has no answers that would find their way back.
+const MULTICAST: [Cidr; 2] = [
+    Cidr { address: IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), prefix: 4 },
+    Cidr { address: IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), prefix: 8 },
+];
+
+/// The end of `egress`; who goes there is said in postrouting.
+fn write_egress(add: &mut Add<'_>, family: Family, egress: &Egress) {
+    if of_family(&egress.pods, family).next().is_none() {
+        return;
+    }
+    for cidr in of_family(&egress.inside, family).chain(of_family(&MULTICAST, family)) {
+        add(EGRESS, &|r| {
+            r.daddr_within(&network_bytes(cidr), cidr.prefix).verdict(Verdict::Return);
+        });
+    }
+    add(EGRESS, &|r| {
+        r.masquerade();
+    });
+}
+
 fn write_masquerade(add: &mut Add<'_>, family: Family, settings: &Settings) {
+    let pods = || of_family(settings.egress.as_ref().map_or(&[], |egress| egress.pods.as_slice()), family);
+    for cidr in pods() {
+        add(NAT_POSTROUTING, &|r| {
+            r.is_not_translated().saddr_within(false, &network_bytes(cidr), cidr.prefix);
+            r.verdict(Verdict::Goto(EGRESS));
+        });
+    }
     for chain in [NAT_INPUT, NAT_POSTROUTING] {
         add(chain, &|r| {
             r.is_not_translated().verdict(Verdict::Return);
@@ -363,6 +413,16 @@ fn write_masquerade(add: &mut Add<'_>, family: Family, settings: &Settings) {
             r.in_set(SetName::ClusterIps.name()).masquerade();
         });
     }
+    // An endpoint outside of the cluster.
+    for cidr in pods() {
+        add(NAT_POSTROUTING, &|r| {
+            r.saddr_within(false, &network_bytes(cidr), cidr.prefix);
+            r.verdict(Verdict::Goto(EGRESS));
+        });
+    }
+    if let Some(egress) = &settings.egress {
+        write_egress(add, family, egress);
+    }
 }
 
 /// What tells local traffic from other traffic.
@@ -375,9 +435,7 @@ impl LocalMatch<'_> {
     fn write(&self, rule: &mut Rule<'_>, is_local: bool) {
         match self {
             Self::Network(cidr) => {
-                let mut network = Vec::new();
-                octets(cidr.address, &mut network);
-                rule.saddr_within(!is_local, &network, cidr.prefix);
+                rule.saddr_within(!is_local, &network_bytes(cidr), cidr.prefix);
             }
             Self::Interface(name, is_prefix) => rule.input_interface(!is_local, name, *is_prefix),
         }

@@ -150,16 +150,21 @@ impl Tables {
         self.fronts.iter().map(|(front, installed)| (front, &installed.program))
     }
 
-    /// Brings so many of the pending Services to what the index says. When `is_fresh` and none is left, what belongs to no
-    /// Service goes, too.
-    pub fn step(&mut self, index: &Index, pending: &mut BTreeSet<ObjectKey>, chunk: usize, is_fresh: bool) {
+    /// Brings so many of the pending Services to what the index says. When none is left and everybody who may own a front
+    /// was heard, what belongs to nobody goes, too.
+    pub fn step(&mut self, index: &Index, pending: &mut BTreeSet<ObjectKey>, chunk: usize) {
         for _ in 0..chunk {
             let Some(key) = pending.pop_first() else { break };
             pending.extend(self.update(index, &key));
         }
-        if pending.is_empty() && is_fresh {
+        if pending.is_empty() && !self.is_complete && index.knows_all_owners() {
             self.complete();
         }
+    }
+
+    /// Names of the chains that stand for numbers.
+    pub fn chain_names(&self, of: Family) -> Vec<String> {
+        self.chains.iter().filter(|(family, _)| *family == of).map(|(_, chain)| chain.name()).collect()
     }
 
     /// All fronts with session affinity.
@@ -289,8 +294,8 @@ impl Tables {
         }
     }
 
-    /// Writes all changes since the last call.
-    pub fn write(&mut self, batch: &mut Batch) {
+    /// Writes all changes since the last call; answers how many elements of fronts that are.
+    pub fn write(&mut self, batch: &mut Batch) -> usize {
         for stray in std::mem::take(&mut self.strays) {
             let of = (stray.family, TABLE, stray.set.name());
             elements(batch, Message::DelElements, of, [stray], |b, stray| {
@@ -317,6 +322,7 @@ impl Tables {
             write_addresses(batch, Message::DelElements, set, &remove);
             write_addresses(batch, Message::NewElements, set, &add);
         }
+        removed.len() + added.len()
     }
 
     fn addresses(&mut self, set: SetName) -> &mut Addresses {

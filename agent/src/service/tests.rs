@@ -294,7 +294,7 @@ impl World {
         }
         let mut batch = Batch::new();
         loop {
-            tables.step(&self.index, &mut pending, 1, is_fresh);
+            tables.step(&self.index, &mut pending, 1);
             tables.write(&mut batch);
             self.kernel.commit(&mut batch);
             self.check_steady();
@@ -406,7 +406,7 @@ proptest! {
         world.commit();
         let mut tables = world.kernel.adopt();
         let mut pending = world.index.keys();
-        tables.step(&world.index, &mut pending, usize::MAX, true);
+        tables.step(&world.index, &mut pending, usize::MAX);
         let mut batch = Batch::new();
         tables.write(&mut batch);
         prop_assert!(batch.is_empty());
