@@ -30,6 +30,7 @@
 //! | log rotation ([`logs::rotate`]) | which containers run (`app::board`), sizes of their logs | renamed and compressed files, `ReopenContainerLog` |
 //! | control ([`control::serve`]) | connections on the Unix socket; a task each | answers from the board and from log files |
 //! | health ([`health::serve`]), up to three | HTTP | what [`health`] lists |
+//! | checks of Services ([`health::checks`]), and one a port and address | HTTP; ports of the index, addresses | 200 or 503 |
 //!
 //! A call to the runtime runs in a task of its own (`cri::client`), so that a caller that gives up does not cut it off midway.
 //! Statuses have no task: `app::board` takes them in under a lock and calls its listeners.
@@ -46,7 +47,7 @@
 //!
 //! | task | takes in | gives out |
 //! |---|---|---|
-//! | watch (`api::watch`), one a resource | pods of this node, Services, EndpointSlices, the own Node | `WatchEvent` to its sink |
+//! | watch (`api::watch`), one a resource | pods of this node, Services, EndpointSlices, ServiceCIDRs, the own Node | `WatchEvent` to its sink |
 //! | watch of an object (`api::objects`) | a ConfigMap or Secret that a pod here uses | UIDs of the pods that use it |
 //! | writer (`api::status_writer`), one a pod with work | the newest status | PATCH of the difference, DELETE at the end |
 //! | event sender ([`api::events`]) | `Event` from the recorder, dropped when full | events at the API server |
@@ -58,7 +59,7 @@
 //! | mirrors (`source::static_pods::mirror`) | static pods, mirrors, the own Node | mirror pods at the API server |
 //! | serving certificate ([`api::bootstrap::serving`]), with `serverTLSBootstrap` | addresses of the own Node, the certificate's life | requests, files that the kubelet API reads |
 //! | rotation ([`api::bootstrap`]) | the certificate's life | the next certificate; new connections |
-//! | eligibility (`app::service_half`) | the own Node | what 10256 tells load balancers |
+//! | eligibility (`app::service_half`) | the own Node | what 10256 tells load balancers, the zone, pod CIDRs of mode NodeCIDR |
 //!
 //! # Threads
 //! | thread | why it is one |

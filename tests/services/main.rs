@@ -7,9 +7,12 @@
 
 mod connections;
 mod flows;
+mod host_ports;
 mod listing;
+mod networks;
 mod policies;
 mod repair;
 mod restart;
 mod rig;
+mod takeover;
 mod traffic;

@@ -1,7 +1,6 @@
 //! Fields of Services that decide who is served by whom: flows over each of them, with real sockets.
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -9,21 +8,11 @@ use harness::netns::Netns;
 use serde_json::{Value, json};
 
 use crate::rig::{FAMILIES, GATEWAY, NODE, OUTSIDE, Rig, at, cluster_ips, service, slice, until};
-use crate::traffic::{self, tcp, udp};
+use crate::traffic::{self, outcome, tcp, udp};
 
 const INGRESS: [&str; 2] = ["198.51.100.1", "2001:db8:1::1"];
 const EXTERNAL: [&str; 2] = ["203.0.113.1", "2001:db8:2::1"];
 const NODE_PORT: u16 = 30080;
-
-/// Who answers a client, or how it is turned away.
-fn outcome(from: &Netns, to: SocketAddr) -> String {
-    match tcp(from, to) {
-        Ok(answer) => answer.who,
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => "refused".to_owned(),
-        Err(error) if error.kind() == ErrorKind::TimedOut => "dropped".to_owned(),
-        Err(error) => panic!("{to}: {error}"),
-    }
-}
 
 /// All outcomes of a number of connections.
 fn outcomes(from: &Netns, to: SocketAddr) -> BTreeSet<String> {

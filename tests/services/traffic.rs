@@ -60,6 +60,16 @@ pub(crate) fn tcp(from: &Netns, to: SocketAddr) -> io::Result<Answer> {
     from.within(|| tcp_here(to)).map_err(io::Error::other)?
 }
 
+/// Who answers a client, or how it is turned away.
+pub(crate) fn outcome(from: &Netns, to: SocketAddr) -> String {
+    match tcp(from, to) {
+        Ok(answer) => answer.who,
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => "refused".to_owned(),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => "dropped".to_owned(),
+        Err(error) => panic!("{to}: {error}"),
+    }
+}
+
 /// Asks over a new TCP connection, from the namespace of this thread.
 pub(crate) fn tcp_here(to: SocketAddr) -> io::Result<Answer> {
     let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
