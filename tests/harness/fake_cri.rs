@@ -207,6 +207,11 @@ impl FakeCri {
         sandboxes::lose(&self.shared, sandbox)
     }
 
+    /// Every sandbox is ready and without an address from now on, as after a restart that lost the network's results.
+    pub fn forget_addresses(&self) {
+        self.shared.update(|model| model.sandboxes.values_mut().for_each(|sandbox| sandbox.ip.clear()));
+    }
+
     fn signal(&self, container: &str, signal: ProcessSignal) -> bool {
         self.shared.read(|model| model.container(container).is_ok_and(|found| found.signal(signal)))
     }

@@ -33,7 +33,8 @@ for tier in "$@"; do
         check "lint: licences, sources and banned crates" make --no-print-directory deny ;;
   unit) suite "unit: pure code and fakes" cargo test --locked --workspace --lib --bins --exclude nodelet-tests --no-fail-fast
         suite "unit: descriptors" cargo test --locked -p nodelet-proto --tests --no-fail-fast
-        suite "unit: harness" cargo test --locked -p nodelet-tests --lib --no-fail-fast ;;
+        suite "unit: harness" cargo test --locked -p nodelet-tests --lib --no-fail-fast
+        suite "unit: a runtime that is ill" cargo test --locked -p nodelet-tests --test faults --no-fail-fast ;;
   kernel) suite "kernel: nftables and CNI" cargo test --locked -p nodelet-tests --test services --test cni --no-fail-fast ;;
   node) suite "node: contract and agent alone" cargo test --locked -p nodelet-tests --test contract --test node --no-fail-fast ;;
   cluster) suite "cluster: agent joined" cargo test --locked -p nodelet-tests --test cluster --no-fail-fast -- --test-threads=1 ;;

@@ -1,0 +1,9 @@
+//! Unit tier: the pod half of the agent (manager, workers, prober, journal) against a runtime that is ill.
+//!
+//! Everything is the agent's own but volumes, cgroups and where statuses go. After each fault the same is asked: is every
+//! healthy pod as it was, was nobody else held up, was the trouble named, and does all converge once it is over?
+
+mod calls;
+mod lies;
+mod rig;
+mod troubles;

@@ -1,0 +1,397 @@
+//! The pod half over the fake runtime, and what is asked of it after each fault.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
+use harness::eventually::eventually;
+use harness::fake_cri::FakeCri;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, PersistentVolume, PersistentVolumeClaim, Pod, PodStatus, Secret,
+};
+use nodelet::cri::{Runtime, events};
+use nodelet::event::{Event, Recorder};
+use nodelet::ids::{ObjectKey, PodUid};
+use nodelet::objects::{ObjectError, ObjectRef, Objects, ServiceEnv, Token, TokenAsk};
+use nodelet::pod::facilities::{Facilities, PodVolumes, StatusSink, SubPath};
+use nodelet::pod::images::Images;
+use nodelet::pod::journal::Journal;
+use nodelet::pod::manager::{Inputs, Manager};
+use nodelet::pod::shared::{self, Settings, Shared};
+use nodelet::pod::{admit, dns, security};
+use nodelet::probe::{self, ExecError, ExecOutcome, Prober};
+use nodelet::quantity::Quantity;
+use nodelet::source::{SourceName, SourceUpdate};
+use nodelet_proto::cri;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Limit of calls to the runtime; minutes in a real agent.
+pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(1);
+/// Everything that is waited for comes within this time on a busy machine.
+pub(crate) const LONG: Duration = Duration::from_secs(60);
+/// Pods that are started at once.
+pub(crate) const SLOTS: usize = 4;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Every status that was published, by pod name.
+#[derive(Default)]
+struct Published(Mutex<BTreeMap<String, Vec<PodStatus>>>);
+
+impl StatusSink for Published {
+    fn publish(&self, pod: &Arc<Pod>, status: &Arc<PodStatus>) {
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        lock(&self.0).entry(name).or_default().push(status.as_ref().clone());
+    }
+
+    fn finish<'a>(&'a self, _: &'a Arc<Pod>, _: &'a Arc<PodStatus>) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn forget(&self, _: &PodUid) {}
+
+    fn terminating(&self, _: &Arc<Pod>, _: &Arc<PodStatus>) {}
+}
+
+/// A node without volumes and cgroups.
+struct Places(PathBuf);
+
+fn ready<'a, T: Send + 'a>(value: T) -> BoxFuture<'a, Result<T, String>> {
+    Box::pin(std::future::ready(Ok(value)))
+}
+
+impl Facilities for Places {
+    fn ensure_volumes<'a>(&'a self, _: &'a Arc<Pod>) -> BoxFuture<'a, Result<PodVolumes, String>> {
+        ready(PodVolumes::default())
+    }
+
+    fn prepare_subpath(&self, _: SubPath) -> BoxFuture<'_, Result<PathBuf, String>> {
+        ready(self.0.clone())
+    }
+
+    fn write_etc_hosts<'a>(&'a self, uid: &'a PodUid, _: String) -> BoxFuture<'a, Result<PathBuf, String>> {
+        ready(self.0.join(format!("{uid}-hosts")))
+    }
+
+    fn termination_log<'a>(
+        &'a self,
+        uid: &'a PodUid,
+        container: &'a str,
+        attempt: u32,
+    ) -> BoxFuture<'a, Result<PathBuf, String>> {
+        ready(self.0.join(format!("{uid}-{container}-{attempt}")))
+    }
+
+    fn remove_volumes<'a>(&'a self, _: &'a PodUid) -> BoxFuture<'a, Result<(), String>> {
+        ready(())
+    }
+
+    fn volume_refs(&self, _: &Pod) -> Vec<ObjectRef> {
+        Vec::new()
+    }
+
+    fn ensure_cgroup<'a>(&'a self, _: &'a Arc<Pod>) -> BoxFuture<'a, Result<String, String>> {
+        ready("/kubepods".to_owned())
+    }
+
+    fn remove_cgroup<'a>(&'a self, _: &'a Arc<Pod>) -> BoxFuture<'a, Result<(), String>> {
+        ready(())
+    }
+
+    fn existing_pods(&self) -> BoxFuture<'_, Result<BTreeSet<PodUid>, String>> {
+        ready(BTreeSet::new())
+    }
+
+    fn container_resources(&self, _: &Pod, _: &Container) -> cri::LinuxContainerResources {
+        cri::LinuxContainerResources::default()
+    }
+
+    fn sandbox_resources(
+        &self,
+        _: &Pod,
+    ) -> (Option<cri::LinuxContainerResources>, Option<cri::LinuxContainerResources>) {
+        (None, None)
+    }
+
+    fn qos_class(&self, _: &Pod) -> &'static str {
+        "BestEffort"
+    }
+
+    fn allocatable(&self) -> BTreeMap<String, Quantity> {
+        BTreeMap::new()
+    }
+}
+
+struct NoObjects;
+
+fn refused<'a, T: Send + 'a>() -> BoxFuture<'a, Result<T, ObjectError>> {
+    Box::pin(std::future::pending())
+}
+
+impl Objects for NoObjects {
+    fn register(&self, _: &PodUid, _: Vec<ObjectRef>) {}
+
+    fn unregister(&self, _: &PodUid) {}
+
+    fn config_map<'a>(&'a self, _: &'a ObjectKey) -> BoxFuture<'a, Result<Arc<ConfigMap>, ObjectError>> {
+        refused()
+    }
+
+    fn secret<'a>(&'a self, _: &'a ObjectKey) -> BoxFuture<'a, Result<Arc<Secret>, ObjectError>> {
+        refused()
+    }
+
+    fn claim<'a>(&'a self, _: &'a ObjectKey) -> BoxFuture<'a, Result<PersistentVolumeClaim, ObjectError>> {
+        refused()
+    }
+
+    fn persistent_volume<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<PersistentVolume, ObjectError>> {
+        refused()
+    }
+
+    fn token<'a>(&'a self, _: &'a TokenAsk) -> BoxFuture<'a, Result<Token, ObjectError>> {
+        refused()
+    }
+
+    fn services<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<ServiceEnv>, ObjectError>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+
+    fn runtime_handler<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<String, ObjectError>> {
+        refused()
+    }
+}
+
+/// A pod half that runs.
+struct Running {
+    sources: mpsc::UnboundedSender<SourceUpdate>,
+    _objects: mpsc::UnboundedSender<PodUid>,
+    _node: mpsc::Sender<()>,
+    _stop: DropGuard,
+}
+
+/// A fake runtime with a pod half over it.
+pub(crate) struct Rig {
+    pub(crate) fake: FakeCri,
+    dir: tempfile::TempDir,
+    running: Option<Running>,
+    published: Arc<Published>,
+    events: Arc<Mutex<Vec<Event>>>,
+    wanted: BTreeMap<String, Arc<Pod>>,
+}
+
+/// What may not change of a pod that is left alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Steady {
+    containers: BTreeSet<String>,
+    ip: Option<String>,
+}
+
+impl Rig {
+    pub(crate) async fn start() -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let fake = FakeCri::start(dir.path().join("cri.sock")).await?;
+        let (published, events) = Default::default();
+        let mut rig = Self { fake, dir, running: None, published, events, wanted: BTreeMap::new() };
+        rig.start_agent()?;
+        Ok(rig)
+    }
+
+    /// Ends the pod half where it is and starts another one from what is written down.
+    pub(crate) fn restart_agent(&mut self) -> anyhow::Result<()> {
+        self.running = None;
+        self.start_agent()
+    }
+
+    fn start_agent(&mut self) -> anyhow::Result<()> {
+        let runtime = Runtime::new(self.fake.path().into(), self.fake.path().into(), CALL_LIMIT);
+        let (recorder, mut told) = Recorder::new();
+        let collected = self.events.clone();
+        tokio::spawn(async move {
+            while let Some(event) = told.recv().await {
+                lock(&collected).push(event);
+            }
+        });
+        let ((probes_tx, probes), (announced_tx, announced)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+        let exec = runtime.clone();
+        let exec: probe::ExecFn = Arc::new(move |id, command, limit| {
+            let exec = exec.clone();
+            Box::pin(async move {
+                let done = exec.exec(&id, command, limit).await.map_err(|error| ExecError::Failed(error.text()))?;
+                Ok(ExecOutcome { exit_code: done.exit_code, output: Vec::new() })
+            })
+        });
+        let prober = Prober::new(probe::Settings::default(), exec, probes_tx, recorder.clone());
+        let shared = Arc::new(Shared {
+            images: Images::new(runtime.clone(), 4),
+            objects: Arc::new(NoObjects),
+            facilities: Arc::new(Places(self.dir.path().into())),
+            probes: Arc::new(prober),
+            sink: self.published.clone(),
+            recorder,
+            journal: Journal::open(self.dir.path().join("journal"))?,
+            settings: settings(self.dir.path().into()),
+            node: Arc::new(ArcSwap::from_pointee(admit_all())),
+            host_ips: ArcSwap::from_pointee(vec!["192.0.2.1".to_owned()]),
+            runtime_name: ArcSwap::from_pointee("containerd".to_owned()),
+            announced: announced_tx,
+            clock: shared::now,
+            start_slots: Arc::new(Semaphore::new(SLOTS)),
+            runtime: runtime.clone(),
+        });
+        let stop = CancellationToken::new();
+        let (runtime_tx, runtime_rx) = mpsc::channel(256);
+        tokio::spawn(events::run(runtime, runtime_tx, stop.clone()));
+        let (sources, updates) = mpsc::unbounded_channel();
+        let ((objects_tx, objects), (node_tx, node)) = (mpsc::unbounded_channel(), mpsc::channel(1));
+        let inputs = Inputs { sources: updates, runtime: runtime_rx, probes, objects, announced, node };
+        let manager = Manager::new(shared, BTreeSet::from([SourceName::Manifests]));
+        tokio::spawn(manager.run(inputs, stop.clone()));
+        for pod in self.wanted.values() {
+            sources.send(SourceUpdate::Upsert(SourceName::Manifests, pod.clone()))?;
+        }
+        let named = self.wanted.values().map(|pod| PodUid::new(pod.metadata.uid.as_deref().unwrap_or_default()));
+        sources.send(SourceUpdate::Synced(SourceName::Manifests, named.collect()))?;
+        self.running = Some(Running { sources, _objects: objects_tx, _node: node_tx, _stop: stop.drop_guard() });
+        Ok(())
+    }
+
+    fn tell(&self, update: SourceUpdate) -> anyhow::Result<()> {
+        Ok(self.running.as_ref().context("no agent runs")?.sources.send(update)?)
+    }
+
+    /// Asks for a pod with a readiness probe and one container that runs until it is told to stop.
+    pub(crate) fn add(&mut self, name: &str) -> anyhow::Result<()> {
+        let probe = serde_json::json!({ "exec": { "command": ["true"] }, "periodSeconds": 1 });
+        let container = serde_json::json!({ "name": "app", "image": "localhost/app:1", "readinessProbe": probe });
+        let pod = Arc::new(serde_json::from_value::<Pod>(serde_json::json!({
+            "metadata": { "name": name, "namespace": "default", "uid": format!("uid-{name}") },
+            "spec": { "containers": [container], "terminationGracePeriodSeconds": 1 },
+        }))?);
+        self.wanted.insert(name.to_owned(), pod.clone());
+        self.tell(SourceUpdate::Upsert(SourceName::Manifests, pod))
+    }
+
+    /// The pod is not wanted any more.
+    pub(crate) fn remove(&mut self, name: &str) -> anyhow::Result<()> {
+        self.wanted.remove(name);
+        self.tell(SourceUpdate::Remove(SourceName::Manifests, PodUid::new(format!("uid-{name}"))))
+    }
+
+    /// The newest status of a pod.
+    pub(crate) fn status(&self, name: &str) -> Option<PodStatus> {
+        lock(&self.published.0).get(name)?.last().cloned()
+    }
+
+    /// Fails unless these pods are Ready.
+    pub(crate) fn are_ready(&self, names: &[&str]) -> anyhow::Result<()> {
+        for name in names {
+            let status = self.status(name).with_context(|| format!("{name} has no status"))?;
+            ensure!(is_ready(&status), "{name}: {:?} {:?}", status.container_statuses, status.conditions);
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn until_ready(&self, names: &[&str]) -> anyhow::Result<()> {
+        eventually(LONG, &format!("{names:?} to be ready"), async || self.are_ready(names)).await
+    }
+
+    /// Fails while the runtime has something of the pod.
+    pub(crate) fn is_gone(&self, name: &str) -> anyhow::Result<()> {
+        let of = |labels: &std::collections::HashMap<String, String>| {
+            labels.get("io.kubernetes.pod.name").is_some_and(|pod| pod == name)
+        };
+        ensure!(!self.fake.sandboxes().iter().any(|s| of(&s.labels)), "{name} has a sandbox");
+        ensure!(!self.fake.containers().iter().any(|c| of(&c.labels)), "{name} has a container");
+        Ok(())
+    }
+
+    pub(crate) async fn until_gone(&self, name: &str) -> anyhow::Result<()> {
+        eventually(LONG, &format!("{name} to be gone"), async || self.is_gone(name)).await
+    }
+
+    /// Ids of the containers that run, by pod.
+    pub(crate) fn containers(&self, name: &str) -> Vec<String> {
+        let all = self.fake.containers().into_iter();
+        let of_pod = all.filter(|c| c.labels.get("io.kubernetes.pod.name").is_some_and(|pod| pod == name));
+        of_pod.filter(|c| c.state() == cri::ContainerState::ContainerRunning).map(|c| c.id).collect()
+    }
+
+    /// Ids of a pod's sandboxes.
+    pub(crate) fn sandboxes(&self, name: &str) -> Vec<String> {
+        let all = self.fake.sandboxes().into_iter();
+        all.filter(|s| s.metadata.as_ref().is_some_and(|meta| meta.name == name)).map(|s| s.id).collect()
+    }
+
+    pub(crate) fn steady(&self, name: &str) -> Steady {
+        let ip = self.status(name).and_then(|status| status.pod_ip);
+        Steady { containers: self.containers(name).into_iter().chain(self.sandboxes(name)).collect(), ip }
+    }
+
+    /// Fails when a pod that was ready has been anything else, or is not what it was.
+    pub(crate) fn is_undisturbed(&self, name: &str, before: &Steady) -> anyhow::Result<()> {
+        let after = self.steady(name);
+        ensure!(after == *before, "{name} was {before:?} and is {after:?}");
+        let published = lock(&self.published.0).get(name).cloned().unwrap_or_default();
+        for status in published.iter().skip_while(|status| !is_ready(status)) {
+            ensure!(is_ready(status), "{name} was not ready: {:?}", status.conditions);
+            let restarts: i32 = status.container_statuses.iter().flatten().map(|c| c.restart_count).sum();
+            ensure!(restarts == 0 && status.pod_ip == before.ip, "{name}: {status:?}");
+        }
+        Ok(())
+    }
+
+    /// Fails unless such an event was told.
+    pub(crate) fn was_told(&self, reason: &str, text: &str) -> anyhow::Result<()> {
+        let events = lock(&self.events);
+        let told = events.iter().any(|event| event.reason == reason && event.message.contains(text));
+        let messages: Vec<_> = events.iter().map(|event| (event.reason, event.message.as_str())).collect();
+        ensure!(told, "no {reason} with {text:?} among {messages:?}");
+        Ok(())
+    }
+
+    /// Makes every worker look at the runtime: the stream of events breaks and comes back.
+    pub(crate) fn interrupt(&self) {
+        self.fake.break_event_streams();
+    }
+}
+
+fn is_ready(status: &PodStatus) -> bool {
+    status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+fn settings(dir: PathBuf) -> Settings {
+    let logs = dir.join("logs");
+    // The look for leftovers wants the directory to be there.
+    std::fs::create_dir_all(&logs).expect("a directory in a directory of our own");
+    Settings {
+        node_name: "node".to_owned(),
+        log_dir: logs,
+        dns: dns::Settings { cluster_dns: Vec::new(), cluster_domain: String::new() },
+        resolv_conf: PathBuf::new(),
+        security: security::Settings { seccomp_default: false, seccomp_root: String::new(), masked_paths: Vec::new() },
+        max_crash_delay: 300 * nodelet::pod::lifecycle::SECOND,
+        port_mappings: false,
+        container_links: None,
+        kept_logs: dir.join("kept"),
+    }
+}
+
+fn admit_all() -> admit::Node {
+    let amount = |text: &str| Quantity::parse(text).expect("a quantity");
+    let allocatable = [("cpu", "64"), ("memory", "64Gi"), ("pods", "1000")];
+    admit::Node {
+        name: "node".to_owned(),
+        labels: BTreeMap::new(),
+        taints: Vec::new(),
+        allocatable: allocatable.into_iter().map(|(name, text)| (name.to_owned(), amount(text))).collect(),
+        allowed_unsafe_sysctls: Vec::new(),
+    }
+}
