@@ -269,8 +269,14 @@ impl Rig {
 
     /// Asks for a pod with a readiness probe and one container that runs until it is told to stop.
     pub(crate) fn add(&mut self, name: &str) -> anyhow::Result<()> {
+        self.add_with(name, serde_json::Value::Null)
+    }
+
+    /// The same with hooks.
+    pub(crate) fn add_with(&mut self, name: &str, lifecycle: serde_json::Value) -> anyhow::Result<()> {
         let probe = serde_json::json!({ "exec": { "command": ["true"] }, "periodSeconds": 1 });
-        let container = serde_json::json!({ "name": "app", "image": "localhost/app:1", "readinessProbe": probe });
+        let container = serde_json::json!({ "name": "app", "image": "localhost/app:1", "readinessProbe": probe,
+            "lifecycle": lifecycle });
         let pod = Arc::new(serde_json::from_value::<Pod>(serde_json::json!({
             "metadata": { "name": name, "namespace": "default", "uid": format!("uid-{name}") },
             "spec": { "containers": [container], "terminationGracePeriodSeconds": 1 },
@@ -354,6 +360,14 @@ impl Rig {
         let told = events.iter().any(|event| event.reason == reason && event.message.contains(text));
         let messages: Vec<_> = events.iter().map(|event| (event.reason, event.message.as_str())).collect();
         ensure!(told, "no {reason} with {text:?} among {messages:?}");
+        Ok(())
+    }
+
+    /// Fails when an event says this.
+    pub(crate) fn was_not_told(&self, text: &str) -> anyhow::Result<()> {
+        let events = lock(&self.events);
+        let said = events.iter().find(|event| event.message.contains(text));
+        ensure!(said.is_none(), "{said:?}");
         Ok(())
     }
 

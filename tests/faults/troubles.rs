@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use harness::eventually::eventually;
-use harness::fake_cri::{Fault, Gate, Memory, Rpc};
+use harness::fake_cri::{Fault, Gate, Memory, Rpc, Script};
 use tonic::Code;
 
 use crate::rig::{LONG, Rig, SLOTS};
@@ -129,4 +129,24 @@ async fn an_agent_that_is_replaced_while_the_runtime_is_away_changes_nothing() {
     rig.until_ready(&["web", "new"]).await.unwrap();
     rig.until_gone("other").await.unwrap();
     rig.is_undisturbed("web", &before).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_hook_that_fails_has_printed_is_in_no_event() {
+    let mut rig = Rig::start().await.unwrap();
+    rig.fake.answer_exec(|_, command| match command {
+        [word] if word == "true" => Script::exit(0),
+        _ => Script::exit(3).say("the password is hunter2"),
+    });
+    let hook = serde_json::json!({ "exec": { "command": ["hook"] } });
+    rig.add_with("starts", serde_json::json!({ "postStart": hook })).unwrap();
+    rig.add_with("stops", serde_json::json!({ "preStop": hook })).unwrap();
+    rig.until_ready(&["stops"]).await.unwrap();
+    rig.remove("stops").unwrap();
+    rig.until_gone("stops").await.unwrap();
+    for (reason, text) in [("FailedPostStartHook", "PostStartHook failed"), ("FailedPreStopHook", "PreStopHook failed")]
+    {
+        eventually(LONG, "the event", async || rig.was_told(reason, text)).await.unwrap();
+    }
+    rig.was_not_told("hunter2").unwrap();
 }

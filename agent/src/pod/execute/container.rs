@@ -38,8 +38,10 @@ pub(super) async fn start(context: &Context, name: &str, attempt: u32, sandbox: 
     let result = create_and_start(context, &found, attempt, sandbox).await;
     if let Err(failed) = &result {
         METRICS.pods.container_errors.increment([failed.reason, kind]);
-        let text = format!("Error: {}", failed.message);
-        context.shared.event(&context.pod, Some(name), EventType::Warning, "Failed", text);
+        if failed.reason != "PostStartHookError" {
+            let text = format!("Error: {}", failed.message);
+            context.shared.event(&context.pod, Some(name), EventType::Warning, "Failed", text);
+        }
     }
     result
 }
@@ -90,7 +92,10 @@ async fn post_start(
     let Err(error) = hooks::run(context, &found.container, hook, &view.id).await else { return Ok(()) };
     let name = found.container.name.as_str();
     let text = format!("PostStartHook failed: {error}");
-    context.shared.event(&context.pod, Some(name), EventType::Warning, "FailedPostStartHook", text.clone());
+    tracing::info!(pod = %spec::key(&context.pod), container = name, %error, "postStart hook failed");
+    // What the hook has printed may be secret, and more people read events than pods.
+    let event = "PostStartHook failed".to_owned();
+    context.shared.event(&context.pod, Some(name), EventType::Warning, "FailedPostStartHook", event);
     let grace = spec::grace_seconds(&context.pod);
     // The container is stopped and its end recorded; the restart policy decides about another try.
     if let Err(error) = context.shared.runtime.stop_container(&view.id, grace).await {

@@ -36,9 +36,7 @@ pub(super) async fn kill(
     if matches!(reason, KillReason::PodTerminating) {
         shared.sink.left(&context.uid).await;
     }
-    let grace = grace_seconds - pre_stop(context, id, name, grace_seconds).await;
-    // A pod that is deleted with no grace at all gets none; everything else gets its moment after TERM.
-    let grace = if grace_seconds > 0 { grace.max(MIN_GRACE_SECONDS.min(grace_seconds)) } else { 0 };
+    let grace = after_hook(grace_seconds, pre_stop(context, id, name, grace_seconds).await);
     shared.runtime.stop_container(id, grace).await.map_err(|e| failure("FailedKillPod", &e))?;
     let sandbox = context.stopping.as_ref().map_or("", |c| c.sandbox.as_str());
     match shared.runtime.container_status(id, sandbox).await {
@@ -54,6 +52,12 @@ pub(super) async fn kill(
     }
 }
 
+/// Seconds between TERM and KILL when the preStop hook has taken so many of the grace period. As under kubelet every container
+/// gets its moment, whatever the grace period and the hook.
+fn after_hook(grace_seconds: i64, hook_seconds: i64) -> i64 {
+    (grace_seconds - hook_seconds).max(MIN_GRACE_SECONDS)
+}
+
 /// Runs the preStop hook, at most for the grace period; answers the seconds that it took.
 async fn pre_stop(context: &Context, id: &ContainerId, name: &str, grace_seconds: i64) -> i64 {
     let Some(found) = spec::find(&context.pod, name) else { return 0 };
@@ -64,13 +68,18 @@ async fn pre_stop(context: &Context, id: &ContainerId, name: &str, grace_seconds
     let began = Instant::now();
     let limit = Duration::from_secs(grace_seconds.unsigned_abs());
     let outcome = tokio::time::timeout(limit, hooks::run(context, &found.container, &hook, id)).await;
-    let problem = match outcome {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(format!("PreStopHook failed: {error}")),
-        Err(_) => Some(format!("PreStopHook did not end within the grace period of {grace_seconds}s")),
-    };
-    if let Some(text) = problem {
-        context.shared.event(&context.pod, Some(name), EventType::Warning, "FailedPreStopHook", text);
+    let pod = spec::key(&context.pod);
+    match outcome {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::info!(%pod, container = name, %error, "preStop hook failed");
+            // What the hook has printed may be secret, and more people read events than pods.
+            let text = "PreStopHook failed".to_owned();
+            context.shared.event(&context.pod, Some(name), EventType::Warning, "FailedPreStopHook", text);
+        }
+        Err(_) => {
+            tracing::info!(%pod, container = name, grace_seconds, "preStop hook did not end within the grace period")
+        }
     }
     i64::try_from(began.elapsed().as_secs()).unwrap_or(i64::MAX)
 }
@@ -131,6 +140,19 @@ fn remove_links(links: &std::path::Path, prefix: &str, directory: &std::path::Pa
             && std::fs::read_link(entry.path()).is_ok_and(|target| target.starts_with(directory));
         if ours {
             let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_has_two_seconds_after_term_whatever_its_grace_and_hook() {
+        let table = [((30, 0), 30), ((30, 12), 18), ((30, 30), 2), ((1, 0), 2), ((0, 0), 2), ((5, 60), 2)];
+        for ((grace, hook), left) in table {
+            assert_eq!(after_hook(grace, hook), left, "{grace} s with a hook of {hook} s");
         }
     }
 }
