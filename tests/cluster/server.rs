@@ -191,6 +191,9 @@ fn raw(plane: &ControlPlane) -> anyhow::Result<()> {
     let pod = pods.iter().find(|pod| pod["podRef"]["name"] == "p").context("pod p is not in the summary")?;
     ensure!(pod["containers"].as_array().is_some_and(|all| all.len() == 3), "{pod:#}");
     ensure!(pod["containers"][0]["memory"]["workingSetBytes"].as_u64().is_some_and(|bytes| bytes > 0), "{pod:#}");
+    let talker = pod["containers"].as_array().and_then(|all| all.iter().find(|one| one["name"] == "talker"));
+    let written = talker.and_then(|talker| talker["logs"]["usedBytes"].as_u64());
+    ensure!(written.is_some_and(|bytes| bytes > 0), "{pod:#}");
     ensure!(summary["node"]["memory"]["workingSetBytes"].as_u64().is_some_and(|bytes| bytes > 0), "{summary:#}");
     let resource = get("/metrics/resource")?;
     for wanted in [

@@ -85,7 +85,7 @@ fn api(parts: &Parts<'_>) -> Api {
     Api {
         view: parts.board.clone(),
         surface: if settings.debugging { Surface::Full } else { Surface::WithoutDebugging },
-        meter: Meter::new(runtime.clone(), config.root_dir.clone()),
+        meter: Meter::new(runtime.clone(), config.root_dir.clone(), config.kubelet.pod_logs_dir.clone()),
         runtime,
         reviewer: Reviewer::new(client, node.clone(), settings.token_webhook, settings.authorization),
         node,

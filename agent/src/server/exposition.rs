@@ -5,7 +5,7 @@
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::usage::{ContainerUsage, Memory, PodName, Usage};
+use super::usage::{ContainerUsage, Memory, PodName, Pressure, Usage};
 use crate::logs::choose::statuses;
 use crate::metrics::text::{Kind, Text};
 use crate::pod::spec;
@@ -115,6 +115,7 @@ fn resource_of_node(text: &mut Text, usage: &Usage) {
 /// `/metrics/cadvisor`.
 pub fn cadvisor(text: &mut Text, usage: &Usage, pods: &[Pod]) {
     cadvisor_containers(text, usage, pods);
+    cadvisor_pressure(text, usage, pods);
     cadvisor_network(text, usage);
     let node = &usage.node;
     text.gauge("machine_cpu_cores", "Number of logical CPU cores.", node.cpus as f64);
@@ -177,6 +178,33 @@ fn cadvisor_containers(text: &mut Text, usage: &Usage, pods: &[Pod]) {
     });
 }
 
+/// Time that tasks waited (PSI): all of them at once (stalled), or at least one (waiting).
+fn cadvisor_pressure(text: &mut Text, usage: &Usage, pods: &[Pod]) {
+    type Figure = fn(&ContainerUsage) -> Option<Pressure>;
+    let cpu: Figure = |container| container.cpu?.pressure;
+    let memory: Figure = |container| container.memory?.pressure;
+    let io: Figure = |container| Some(container.io?.1);
+    type Part = fn(&Pressure) -> u64;
+    let stalled: Part = |pressure| pressure.full.total;
+    let waiting: Part = |pressure| pressure.some.total;
+    for (name, figure, part) in [
+        ("container_pressure_cpu_stalled_seconds_total", cpu, stalled),
+        ("container_pressure_cpu_waiting_seconds_total", cpu, waiting),
+        ("container_pressure_memory_stalled_seconds_total", memory, stalled),
+        ("container_pressure_memory_waiting_seconds_total", memory, waiting),
+        ("container_pressure_io_stalled_seconds_total", io, stalled),
+        ("container_pressure_io_waiting_seconds_total", io, waiting),
+    ] {
+        let mut family =
+            text.family(name, Kind::Counter, "Total time duration in seconds that tasks waited for the resource.");
+        with_labels(usage, pods, |container, labels| {
+            if let Some(pressure) = figure(container) {
+                family.sample(&labels, seconds(part(&pressure)));
+            }
+        });
+    }
+}
+
 fn cadvisor_network(text: &mut Text, usage: &Usage) {
     type Figure = fn(&super::usage::Interface) -> u64;
     let figures: [(&str, &str, Figure); 4] = [
@@ -211,10 +239,12 @@ mod tests {
             id: "cid".into(),
             name: "c".into(),
             pod,
-            cpu: Some(Cpu { time, total: 1_500_000_000, rate: None }),
+            cpu: Some(Cpu { time, total: 1_500_000_000, ..Cpu::default() }),
             memory: Some(Memory { time, working_set: 42, ..Memory::default() }),
             layer: None,
             swap: None,
+            io: None,
+            logs: None,
         };
         Usage { containers: vec![container], ..Usage::default() }
     }

@@ -6,7 +6,7 @@
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Map, Value, json};
 
-use super::usage::{ContainerUsage, Cpu, FileSystem, Interface, Memory, PodUsage, Usage};
+use super::usage::{ContainerUsage, Cpu, FileSystem, Interface, Memory, PodUsage, Pressure, Swap, Usage, Waited};
 use crate::logs::choose::statuses;
 use crate::pod::spec;
 
@@ -20,6 +20,12 @@ pub fn summary(node_name: &str, usage: &Usage, pods: &[Pod], only_cpu_and_memory
         "memory": memory(&node.memory),
     });
     if !only_cpu_and_memory {
+        if let Some(found) = &node.swap {
+            out["swap"] = swap(found);
+        }
+        if let Some((time, found)) = &node.io {
+            out["io"] = json!({ "time": time, "psi": pressure(found) });
+        }
         out["network"] = network(&node.network, node.cpu.time);
         out["fs"] = file_system(&node.root, node.root.used, node.cpu.time);
         out["rlimit"] = json!({ "time": node.cpu.time, "maxpid": node.processes.0, "curproc": node.processes.1 });
@@ -62,7 +68,7 @@ fn pod_summary(found: &PodUsage, pod: Option<&Pod>, usage: &Usage, only_cpu_and_
         out["process_stats"] = json!({ "process_count": count });
     }
     let layers = usage.containers.iter().filter(|container| container.pod.uid == found.pod.uid);
-    let used: u64 = layers.filter_map(|container| container.layer).map(|(bytes, _)| bytes).sum();
+    let used: u64 = layers.map(|one| one.layer.map_or(0, |(bytes, _)| bytes) + one.logs.unwrap_or(0)).sum();
     out["ephemeral-storage"] = file_system(&usage.node.root, used, time);
     out
 }
@@ -77,12 +83,24 @@ fn container_summary(found: &ContainerUsage, pod: Option<&Pod>, usage: &Usage, o
     if let Some(found) = &found.memory {
         out["memory"] = memory(found);
     }
-    if let (false, Some((bytes, inodes))) = (only_cpu_and_memory, found.layer) {
+    if only_cpu_and_memory {
+        return out;
+    }
+    if let Some(found) = &found.swap {
+        out["swap"] = swap(found);
+    }
+    if let Some((time, found)) = &found.io {
+        out["io"] = json!({ "time": time, "psi": pressure(found) });
+    }
+    if let Some(bytes) = found.logs {
+        let time = found.cpu.map_or(usage.node.cpu.time, |cpu| cpu.time);
+        out["logs"] = file_system(&usage.node.root, bytes, time);
+    }
+    if let Some((bytes, inodes)) = found.layer {
         let time = found.cpu.map_or(usage.node.cpu.time, |cpu| cpu.time);
         let images = usage.node.images.map_or(usage.node.root, |(images, _)| images);
         out["rootfs"] = file_system(&images, bytes, time);
         out["rootfs"]["inodesUsed"] = inodes.into();
-        out["logs"] = file_system(&usage.node.root, 0, time);
     }
     out
 }
@@ -91,6 +109,9 @@ fn cpu(found: &Cpu) -> Value {
     let mut out = json!({ "time": found.time, "usageCoreNanoSeconds": found.total });
     if let Some(rate) = found.rate {
         out["usageNanoCores"] = rate.into();
+    }
+    if let Some(found) = &found.pressure {
+        out["psi"] = pressure(found);
     }
     out
 }
@@ -107,7 +128,26 @@ fn memory(found: &Memory) -> Value {
     if let Some(available) = found.available {
         out["availableBytes"] = available.into();
     }
+    if let Some(found) = &found.pressure {
+        out["psi"] = pressure(found);
+    }
     out
+}
+
+fn swap(found: &Swap) -> Value {
+    let mut out = json!({ "time": found.time, "swapUsageBytes": found.used });
+    if let Some(available) = found.available {
+        out["swapAvailableBytes"] = available.into();
+    }
+    out
+}
+
+fn pressure(found: &Pressure) -> Value {
+    let waited = |waited: &Waited| {
+        let [ten, sixty, three_hundred] = waited.average.map(|hundredths| f64::from(hundredths) / 100.0);
+        json!({ "total": waited.total, "avg10": ten, "avg60": sixty, "avg300": three_hundred })
+    };
+    json!({ "full": waited(&found.full), "some": waited(&found.some) })
 }
 
 fn network(interfaces: &[Interface], time: jiff::Timestamp) -> Value {
@@ -152,6 +192,7 @@ mod tests {
             pod: pod.clone(),
             cpu: Some(cpu),
             layer: Some((7, 1)),
+            logs: Some(30),
             ..ContainerUsage::default()
         };
         let network = vec![Interface { name: "eth0".into(), received: (1, 0), sent: (2, 0) }];
@@ -170,8 +211,29 @@ mod tests {
         assert!(container["cpu"].get("usageNanoCores").is_none());
         assert!(container.get("memory").is_none());
         assert_eq!(container["rootfs"]["usedBytes"], 7);
+        assert_eq!(container["logs"]["usedBytes"], 30);
+        assert_eq!(found["pods"][0]["ephemeral-storage"]["usedBytes"], 37);
         assert_eq!(found["pods"][0]["network"]["interfaces"][0]["txBytes"], 2);
         assert_eq!(found["node"]["nodeName"], "node");
+    }
+
+    #[test]
+    fn swap_and_pressure_are_shown_where_they_were_measured() {
+        let mut usage = usage();
+        let some = Waited { total: 5, average: [125, 7, 0] };
+        let measured = Pressure { some, full: Waited::default() };
+        usage.node.io = Some((jiff::Timestamp::UNIX_EPOCH, measured));
+        usage.node.memory.pressure = Some(measured);
+        usage.containers[0].swap = Some(Swap { used: 9, ..Swap::default() });
+        let found = summary("node", &usage, &[], false);
+        assert_eq!(
+            found["node"]["io"]["psi"]["some"],
+            json!({ "total": 5, "avg10": 1.25, "avg60": 0.07, "avg300": 0.0 })
+        );
+        assert_eq!(found["node"]["memory"]["psi"]["full"]["total"], 0);
+        assert_eq!(found["pods"][0]["containers"][0]["swap"]["swapUsageBytes"], 9);
+        assert!(found["node"].get("swap").is_none(), "a node without swap has no zero");
+        assert!(found["node"]["cpu"].get("psi").is_none());
     }
 
     #[test]

@@ -57,7 +57,7 @@ fn api(authorization: Authorization, server: SocketAddr) -> Api {
         node: "n".into(),
         view: Arc::new(NoPods),
         surface: route::Surface::Full,
-        meter: usage::Meter::new(runtime.clone(), "/".into()),
+        meter: usage::Meter::new(runtime.clone(), "/".into(), "/".into()),
         runtime,
         reviewer: review::Reviewer::new(client, "n".into(), Some(Duration::from_secs(60)), authorization),
         anonymous: false,

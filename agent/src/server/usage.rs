@@ -31,6 +31,26 @@ pub struct Cpu {
     pub total: u64,
     /// Nanoseconds of a core in a second, since the last measurement.
     pub rate: Option<u64>,
+    /// How long tasks waited for it.
+    pub pressure: Option<Pressure>,
+}
+
+/// How long tasks waited for a resource (PSI), where the kernel and the runtime tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pressure {
+    /// All tasks at once.
+    pub full: Waited,
+    /// At least one.
+    pub some: Waited,
+}
+
+/// Time waited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waited {
+    /// Nanoseconds since the beginning.
+    pub total: u64,
+    /// Of the last 10, 60 and 300 seconds, in hundredths of a percent: the kernel's precision.
+    pub average: [u32; 3],
 }
 
 /// Memory, in bytes.
@@ -48,6 +68,8 @@ pub struct Memory {
     pub available: Option<u64>,
     /// Faults, and those that read from disk.
     pub faults: (u64, u64),
+    /// How long tasks waited for it.
+    pub pressure: Option<Pressure>,
 }
 
 /// Swap, in bytes.
@@ -102,8 +124,12 @@ pub struct ContainerUsage {
     pub memory: Option<Memory>,
     /// Swap.
     pub swap: Option<Swap>,
+    /// How long tasks waited for disks.
+    pub io: Option<(Timestamp, Pressure)>,
     /// Bytes and inodes of its writable layer.
     pub layer: Option<(u64, u64)>,
+    /// Bytes of its log files.
+    pub logs: Option<u64>,
 }
 
 /// Whose usage it is.
@@ -145,6 +171,8 @@ pub struct NodeUsage {
     pub memory: Memory,
     /// Swap; `None` on a node without.
     pub swap: Option<Swap>,
+    /// How long tasks waited for disks.
+    pub io: Option<(Timestamp, Pressure)>,
     /// The file system of the kubelet's directory.
     pub root: FileSystem,
     /// The file system of images, and the bytes that they use of it.
@@ -172,6 +200,7 @@ pub struct Usage {
 pub struct Meter {
     runtime: Runtime,
     root_dir: PathBuf,
+    log_dir: PathBuf,
     /// Total and time of the last measurement, by id; the node is the empty one.
     last: Mutex<HashMap<String, (u64, Timestamp)>>,
     /// The newest measurement; held while one is made.
@@ -179,9 +208,9 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// A meter for a runtime and for the file system of `root_dir`.
-    pub fn new(runtime: Runtime, root_dir: PathBuf) -> Self {
-        Self { runtime, root_dir, last: Mutex::default(), newest: tokio::sync::Mutex::default() }
+    /// A meter for a runtime, for the file system of `root_dir`, and for the logs in `log_dir`.
+    pub fn new(runtime: Runtime, root_dir: PathBuf, log_dir: PathBuf) -> Self {
+        Self { runtime, root_dir, log_dir, last: Mutex::default(), newest: tokio::sync::Mutex::default() }
     }
 
     /// Everything as it was within the last second. One measurement is made at a time, and who waited for it shares it: ten
@@ -201,6 +230,11 @@ impl Meter {
         let (containers, sandboxes, images) =
             tokio::join!(self.runtime.container_stats(), self.runtime.sandbox_stats(), self.runtime.image_fs());
         let mut containers: Vec<_> = containers?.into_iter().map(container).collect();
+        for container in &mut containers {
+            let PodName { namespace, name, uid } = &container.pod;
+            let directory = self.log_dir.join(format!("{namespace}_{name}_{uid}")).join(&container.name);
+            container.logs = bytes_of_files(&directory);
+        }
         // An old runtime does not know sandboxes' usage: pods are then the sums of their containers.
         let mut pods: Vec<_> = match sandboxes {
             Ok(sandboxes) => sandboxes.into_iter().map(sandbox).collect(),
@@ -254,9 +288,20 @@ fn number(value: Option<cri::UInt64Value>) -> u64 {
     value.map_or(0, |value| value.value)
 }
 
+fn pressure(stats: cri::PsiStats) -> Pressure {
+    let waited = |data: Option<cri::PsiData>| {
+        let data = data.unwrap_or_default();
+        // A share of time: 0 to 100 percent.
+        let hundredths = |percent: f64| (percent.clamp(0.0, 100.0) * 100.0).round() as u32;
+        Waited { total: data.total, average: [data.avg10, data.avg60, data.avg300].map(hundredths) }
+    };
+    Pressure { full: waited(stats.full), some: waited(stats.some) }
+}
+
 fn cpu(usage: cri::CpuUsage) -> Cpu {
     let rate = usage.usage_nano_cores.map(|value| value.value).filter(|rate| *rate > 0);
-    Cpu { time: time(usage.timestamp), total: number(usage.usage_core_nano_seconds), rate }
+    let pressure = usage.psi.map(pressure);
+    Cpu { time: time(usage.timestamp), total: number(usage.usage_core_nano_seconds), rate, pressure }
 }
 
 fn memory(usage: cri::MemoryUsage) -> Memory {
@@ -267,6 +312,7 @@ fn memory(usage: cri::MemoryUsage) -> Memory {
         rss: number(usage.rss_bytes),
         available: usage.available_bytes.map(|value| value.value).filter(|left| *left > 0),
         faults: (number(usage.page_faults), number(usage.major_page_faults)),
+        pressure: usage.psi.map(pressure),
     }
 }
 
@@ -286,8 +332,16 @@ fn container(stats: cri::ContainerStats) -> ContainerUsage {
         cpu: stats.cpu.map(cpu),
         memory: stats.memory.map(memory),
         swap: stats.swap.and_then(swap),
+        io: stats.io.and_then(|io| Some((time(io.timestamp), pressure(io.psi?)))),
         layer,
+        logs: None,
     }
+}
+
+/// Bytes of the files in a directory; `None` when it cannot be listed. Nothing is opened or followed.
+fn bytes_of_files(directory: &Path) -> Option<u64> {
+    let files = std::fs::read_dir(directory).ok()?.flatten();
+    Some(files.filter_map(|file| file.metadata().ok()).filter(std::fs::Metadata::is_file).map(|file| file.len()).sum())
 }
 
 fn sandbox(stats: cri::PodSandboxStats) -> PodUsage {
@@ -332,6 +386,7 @@ fn add_sums(pods: &mut Vec<PodUsage>, containers: &[ContainerUsage]) {
                 time: a.time.max(b.time),
                 total: a.total + b.total,
                 rate: None,
+                pressure: None,
             });
         }
         if pod.memory.is_none_or(|memory| memory.working_set == 0) {
@@ -342,6 +397,7 @@ fn add_sums(pods: &mut Vec<PodUsage>, containers: &[ContainerUsage]) {
                 rss: a.rss + b.rss,
                 available: None,
                 faults: (a.faults.0 + b.faults.0, a.faults.1 + b.faults.1),
+                pressure: None,
             });
         }
     }
@@ -357,6 +413,16 @@ mod tests {
         assert_eq!(rate((1_000, at(10)), (2_000_001_000, at(20))), Some(200_000_000));
         assert_eq!(rate((5, at(10)), (9, at(10))), None);
         assert_eq!(rate((9, at(10)), (5, at(11))), None, "a counter that began anew");
+    }
+
+    #[test]
+    fn logs_are_measured_with_their_rotated_files_and_without_what_is_linked() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("0.log"), [0; 7]).unwrap();
+        std::fs::write(dir.path().join("0.log.20260101-000000.gz"), [0; 5]).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", dir.path().join("1.log")).unwrap();
+        assert_eq!(bytes_of_files(dir.path()), Some(12));
+        assert_eq!(bytes_of_files(&dir.path().join("nothing")), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 
-use super::{Cpu, FileSystem, Interface, Memory, NodeUsage, Swap};
+use super::{Cpu, FileSystem, Interface, Memory, NodeUsage, Pressure, Swap, Waited};
 
 pub(in crate::server) fn file_system(path: &Path) -> FileSystem {
     let Ok(found) = rustix::fs::statvfs(path) else { return FileSystem::default() };
@@ -29,6 +29,7 @@ pub(super) fn read_node(root_dir: &Path) -> NodeUsage {
         route: text("/proc/net/route"),
         loadavg: text("/proc/loadavg"),
         pid_max: text("/proc/sys/kernel/pid_max"),
+        pressure: ["cpu", "memory", "io"].map(|resource| text(&format!("/proc/pressure/{resource}"))),
     };
     NodeUsage { root: file_system(root_dir), ..node_of(&files, now) }
 }
@@ -43,6 +44,8 @@ struct NodeFiles {
     route: String,
     loadavg: String,
     pid_max: String,
+    /// Of processors, memory and disks; empty where the kernel does not measure it.
+    pressure: [String; 3],
 }
 
 fn node_of(files: &NodeFiles, now: Timestamp) -> NodeUsage {
@@ -67,7 +70,7 @@ fn node_of(files: &NodeFiles, now: Timestamp) -> NodeUsage {
     let processes = files.loadavg.split_whitespace().nth(3).and_then(|both| both.split_once('/')?.1.parse().ok());
     NodeUsage {
         started: boot.and_then(|seconds| Timestamp::from_second(seconds).ok()).unwrap_or_default(),
-        cpu: Cpu { time: now, total: busy * 10_000_000, rate: None },
+        cpu: Cpu { time: now, total: busy * 10_000_000, rate: None, pressure: pressure(&files.pressure[0]) },
         memory: Memory {
             time: now,
             working_set,
@@ -75,13 +78,28 @@ fn node_of(files: &NodeFiles, now: Timestamp) -> NodeUsage {
             rss: kib("AnonPages:"),
             available: Some(total.saturating_sub(working_set)),
             faults,
+            pressure: pressure(&files.pressure[1]),
         },
+        io: pressure(&files.pressure[2]).map(|io| (now, io)),
         swap: swap(kib("SwapTotal:"), kib("SwapFree:"), now),
         network: interfaces(&files.net, &files.route),
         processes: (files.pid_max.trim().parse().unwrap_or(0), processes.unwrap_or(0)),
         cpus: files.stat.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu ")).count(),
         ..NodeUsage::default()
     }
+}
+
+/// `some avg10=0.12 avg60=0.00 avg300=0.00 total=MICROSECONDS`, and a line for `full`.
+fn pressure(text: &str) -> Option<Pressure> {
+    let waited = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        let value = |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+        let hundredths = |name: &str| value(name)?.replace('.', "").parse::<u32>().ok();
+        let total = value("total")?.parse::<u64>().ok()?.saturating_mul(1000);
+        Some(Waited { total, average: [hundredths("avg10")?, hundredths("avg60")?, hundredths("avg300")?] })
+    };
+    // Older kernels have no `full` for processors.
+    Some(Pressure { some: waited("some")?, full: waited("full").unwrap_or_default() })
 }
 
 fn swap(total: u64, free: u64, time: Timestamp) -> Option<Swap> {
@@ -130,10 +148,19 @@ mod tests {
             route: "Iface Destination\neth0 00000000 x\n".into(),
             loadavg: "0.1 0.1 0.1 1/77 99".into(),
             pid_max: "4194304\n".into(),
+            pressure: [
+                "some avg10=1.25 avg60=0.07 avg300=0.00 total=42\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n".into(),
+                "some avg10=0.00 avg60=0.00 avg300=0.00 total=1\n".into(),
+                String::new(),
+            ],
         };
         let node = node_of(&files, Timestamp::UNIX_EPOCH);
         assert_eq!((node.cpu.total, node.cpus), (156 * 10_000_000, 2));
         assert_eq!((node.memory.working_set, node.memory.usage), (500 * 1024, 600 * 1024));
+        let waited = |total, average| Waited { total, average };
+        let cpu = Pressure { some: waited(42_000, [125, 7, 0]), full: waited(7000, [0; 3]) };
+        assert_eq!((node.cpu.pressure, node.io), (Some(cpu), None));
+        assert_eq!(node.memory.pressure.map(|memory| memory.some.total), Some(1000));
         assert_eq!(node.processes, (4_194_304, 77));
         let names: Vec<_> = node.network.iter().map(|interface| interface.name.as_str()).collect();
         assert_eq!(names, ["eth0", "eth1"]);
