@@ -33,7 +33,7 @@ mod v2;
 pub use files::FileError;
 pub use hierarchy::{DetectError, Hierarchies};
 pub use name::{CgroupName, Driver, InvalidCgroupName};
-pub use plan::{CfsQuota, CgroupVersion, ContainerFacts, SwapBehavior, Values};
+pub use plan::{CfsQuota, CgroupVersion, ContainerFacts, PodCgroup, SwapBehavior, Values};
 pub use resources::{QosClass, ResourceList, qos_class};
 
 use name::Tree;
@@ -195,21 +195,30 @@ impl Cgroups {
             return Ok(());
         }
         let (uid, class) = (uid_of(pod), qos_class(pod));
-        let values = plan::pod_values(pod, self.inner.settings.cfs_quota, self.inner.settings.pids_limit);
+        let values = self.pod_values(pod);
         let milli = plan::burstable_milli_cpu(pod);
         self.blocking(move |inner| inner.ensure_pod(&uid, class, &values, milli)).await
     }
 
-    /// Writes a pod's values again, after a resize.
-    pub async fn update_pod(&self, pod: &Pod) -> Result<(), CgroupError> {
+    /// What a pod's cgroup is to have.
+    pub fn pod_values(&self, pod: &Pod) -> Values {
+        plan::pod_values(pod, self.inner.settings.cfs_quota, self.inner.settings.pids_limit)
+    }
+
+    /// What a pod's cgroup has.
+    pub async fn read_pod(&self, pod: &Pod) -> Result<PodCgroup, CgroupError> {
+        let (uid, class) = (uid_of(pod), qos_class(pod));
+        self.blocking(move |inner| inner.read(&inner.pod_name(&uid, class)?)).await
+    }
+
+    /// Writes values to a pod's cgroup, and counts its CPU request in its class: the steps of a resize.
+    pub async fn write_pod(&self, pod: &Pod, values: Values) -> Result<(), CgroupError> {
         if !self.inner.settings.qos_cgroups {
             return Ok(());
         }
-        let (uid, class) = (uid_of(pod), qos_class(pod));
-        let values = plan::pod_values(pod, self.inner.settings.cfs_quota, self.inner.settings.pids_limit);
-        let milli = plan::burstable_milli_cpu(pod);
+        let (uid, class, milli) = (uid_of(pod), qos_class(pod), plan::burstable_milli_cpu(pod));
         self.blocking(move |inner| {
-            inner.apply(&inner.tree.pod(&uid, class), &values)?;
+            inner.apply(&inner.pod_name(&uid, class)?, &values)?;
             inner.count(&uid, class, milli)
         })
         .await
@@ -277,6 +286,14 @@ impl Inner {
             Backend::V2(v2) => v2.apply(&path, values)?,
         }
         Ok(())
+    }
+
+    fn read(&self, name: &CgroupName) -> Result<PodCgroup, CgroupError> {
+        let path = name.path(self.settings.driver);
+        Ok(match &self.hierarchies {
+            Backend::V1(v1) => v1.read(&path)?,
+            Backend::V2(v2) => v2.read(&path)?,
+        })
     }
 
     fn version(&self) -> CgroupVersion {

@@ -102,6 +102,21 @@ pub struct ContainerView {
     pub log_path: String,
     /// User and groups of its first process, when the runtime reports them.
     pub user: Option<ContainerUser>,
+    /// What the runtime holds it to, when it reports that (containerd 1.7 and later).
+    pub resources: Option<ContainerLimits>,
+}
+
+/// What a container is held to, in kernel units; 0 for none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ContainerLimits {
+    /// CFS shares.
+    pub cpu_shares: i64,
+    /// CFS quota in microseconds in a period.
+    pub cpu_quota: i64,
+    /// CFS period in microseconds.
+    pub cpu_period: i64,
+    /// Bytes.
+    pub memory: i64,
 }
 
 /// User and groups of a container's first process.

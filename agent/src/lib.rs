@@ -18,7 +18,7 @@
 //! | signals ([`task::cancel_on_signal`]) | SIGTERM, SIGINT | cancels the token |
 //! | runtime events (`cri::events`) | CRI or containerd event stream | `RuntimeEvent` to the next |
 //! | runtime health (`app::runtime_health`) | those events, `Status` of the runtime | the events, to the manager; the health |
-//! | manager (`pod::manager`) | sources, runtime events, UIDs whose probes or objects changed, "has published" | `Message` to workers |
+//! | manager (`pod::manager`) | sources, runtime events, UIDs whose probes or objects changed, "has published", "holds less" | `Message` to workers; what pods are allocated |
 //! | look (`pod::manager`), one at a time | the runtime's lists, directories, cgroups and logs of pods | orphans, and the pods of events that name none, to the manager |
 //! | worker (`pod::worker`), one a pod | `Message`, outcomes, its timer | operations; `PodStatus`; journal; events |
 //! | operation (`pod::execute`), many a worker | one `Op` | an outcome to its worker; it is never cancelled, except a pull |

@@ -13,6 +13,7 @@
 
 pub mod action;
 pub mod admit;
+pub mod allocation;
 pub mod container_config;
 pub mod dns;
 pub mod env;
@@ -29,6 +30,7 @@ pub mod lifecycle;
 pub mod manager;
 pub mod memory;
 pub mod plan;
+pub mod resize;
 pub mod sandbox_config;
 pub mod security;
 pub mod shared;

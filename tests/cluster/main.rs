@@ -7,6 +7,7 @@ mod api;
 mod harness_itself;
 mod joining;
 mod network;
+mod resize;
 mod restart;
 mod rig;
 mod secrets;

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use nodelet_proto::cri;
 use tonic::Code;
 
-use crate::cgroup::{Cgroups, QosClass, qos_class};
+use crate::cgroup::{Cgroups, PodCgroup, QosClass, Values, qos_class};
 use crate::cri::{CriError, Runtime};
 use crate::ids::{ContainerId, PodUid};
 use crate::objects::ObjectRef;
@@ -118,6 +118,18 @@ impl Facilities for NodeFacilities {
     ) -> (Option<cri::LinuxContainerResources>, Option<cri::LinuxContainerResources>) {
         let (resources, overhead) = self.cgroups.sandbox_resources(pod);
         (Some(resources), Some(overhead))
+    }
+
+    fn pod_values(&self, pod: &Pod) -> Values {
+        self.cgroups.pod_values(pod)
+    }
+
+    fn pod_cgroup<'a>(&'a self, pod: &'a Arc<Pod>) -> BoxFuture<'a, Result<PodCgroup, String>> {
+        Box::pin(async move { self.cgroups.read_pod(pod).await.map_err(|error| error.to_string()) })
+    }
+
+    fn write_pod_cgroup<'a>(&'a self, pod: &'a Arc<Pod>, values: Values) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async move { self.cgroups.write_pod(pod, values).await.map_err(|error| error.to_string()) })
     }
 
     fn qos_class(&self, pod: &Pod) -> &'static str {

@@ -21,6 +21,7 @@ use crate::ids::PodUid;
 use crate::node::{RuntimeHealth, facts as machine};
 use crate::objects::Objects;
 use crate::pod::admit;
+use crate::pod::allocation::checkpoint::{self, Checkpoint};
 use crate::pod::facilities::StatusSink;
 use crate::pod::images::Images;
 use crate::pod::journal::Journal;
@@ -40,6 +41,7 @@ pub struct PodHalf {
     health: watch::Sender<RuntimeHealth>,
     network: Network,
     node_changed: (mpsc::Sender<()>, mpsc::Receiver<()>),
+    freed: mpsc::UnboundedReceiver<()>,
 }
 
 /// The addresses that pods show as those of their host.
@@ -84,6 +86,7 @@ impl PodHalf {
         let volumes = Volumes::new(volume_settings, objects.clone(), recorder.clone())?;
         let (probes_tx, probes) = mpsc::unbounded_channel();
         let (announced_tx, announced) = mpsc::unbounded_channel();
+        let (freed_tx, freed) = mpsc::unbounded_channel();
         let prober =
             Prober::new(probe::Settings::default(), facilities::exec(runtime.clone()), probes_tx, recorder.clone());
         let prober = Arc::new(prober);
@@ -106,6 +109,9 @@ impl PodHalf {
             sink,
             recorder,
             journal: Journal::open(config.state_dir.join("pods"))?,
+            allocated: Checkpoint::open(&config.root_dir, checkpoint::ALLOCATED)?,
+            actuated: Checkpoint::open(&config.root_dir, checkpoint::ACTUATED)?,
+            freed: freed_tx,
             settings,
             node,
             host_ips: ArcSwap::from_pointee(addresses.iter().map(ToString::to_string).collect()),
@@ -123,6 +129,7 @@ impl PodHalf {
             announced,
             health,
             node_changed: mpsc::channel(1),
+            freed,
         })
     }
 
@@ -162,7 +169,7 @@ impl PodHalf {
         let health = runtime_health::run(client, self.network, raw, runtime_tx, self.health, shutdown.clone());
         tokio::spawn(health);
         let (probes, announced, node) = (self.probes, self.announced, self.node_changed.1);
-        let inputs = Inputs { sources, runtime, probes, objects, announced, node };
+        let inputs = Inputs { sources, runtime, probes, objects, announced, node, freed: self.freed };
         let manager = Manager::new(self.shared, awaited);
         tokio::spawn(manager.run(inputs, shutdown.clone()));
         sources_tx

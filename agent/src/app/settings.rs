@@ -8,7 +8,7 @@ use crate::config::proxy::LocalMode;
 use crate::config::{Config, Mode, Only};
 use crate::logs::kept;
 use crate::node::facts::MachineFacts;
-use crate::pod::{admit, dns, lifecycle, security, shared};
+use crate::pod::{admit, dns, lifecycle, resize, security, shared};
 use crate::quantity::{Format, Quantity};
 use crate::service::node_ports::{NodePorts, Place};
 use crate::service::{self, Cidr};
@@ -66,6 +66,7 @@ pub fn pods(config: &Config) -> shared::Settings {
             masked_paths: masked_paths(),
         },
         max_crash_delay: i64::try_from(kubelet.max_crash_backoff.as_nanos()).unwrap_or(300 * lifecycle::SECOND),
+        resize: resize::Rules { limited_swap: false },
         port_mappings: true,
         container_links: container_links(config),
         kept_logs: kept::execute::place(&config.kubelet.pod_logs_dir),

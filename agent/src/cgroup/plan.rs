@@ -48,6 +48,32 @@ pub struct Values {
     pub unified: BTreeMap<String, String>,
 }
 
+/// What a pod's cgroup has, unlimited being the largest number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodCgroup {
+    /// CFS shares.
+    pub cpu_shares: u64,
+    /// CFS quota in microseconds in a period.
+    pub cpu_quota: i64,
+    /// CFS period in microseconds.
+    pub cpu_period: u64,
+    /// Limit in bytes.
+    pub memory_limit: i64,
+    /// Usage in bytes.
+    pub memory_usage: u64,
+}
+
+impl PodCgroup {
+    /// The quota in a period of another length.
+    pub fn quota_in(self, period: u64) -> i64 {
+        if self.cpu_quota == i64::MAX || self.cpu_period == 0 || self.cpu_period == period {
+            return self.cpu_quota;
+        }
+        let quota = i128::from(self.cpu_quota) * i128::from(period) / i128::from(self.cpu_period);
+        i64::try_from(quota).unwrap_or(i64::MAX)
+    }
+}
+
 /// Whether containers are held to their CPU limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CfsQuota {
@@ -122,6 +148,21 @@ pub fn milli_cpu_to_quota(milli: i64, period: u64) -> i64 {
     }
     let quota = i128::from(milli) * i128::from(period) / 1000;
     i64::try_from(quota).unwrap_or(i64::MAX).max(MIN_QUOTA)
+}
+
+/// CPU in thousandths for CFS shares, rounded up; 0 for less than the kernel has.
+pub fn shares_to_milli_cpu(shares: i64) -> i64 {
+    if shares < MIN_SHARES as i64 { 0 } else { shares.saturating_mul(1000).saturating_add(1023) / 1024 }
+}
+
+/// CPU in thousandths for a CFS quota; 0 for none.
+pub fn quota_to_milli_cpu(quota: i64, period: i64) -> i64 {
+    if quota <= 0 || period <= 0 { 0 } else { quota.saturating_mul(1000) / period }
+}
+
+/// CFS shares for a `cpu.weight`, the way back of [`shares_to_weight`]; rounded up, so that both ways come to the same weight.
+pub fn weight_to_shares(weight: u64) -> u64 {
+    2 + (weight.clamp(1, 10_000) - 1).saturating_mul(262_142).div_ceil(9999)
 }
 
 /// `cpu.weight` for `cpu.shares`, linearly, as kubelet writes it for pods and QoS classes.
@@ -334,12 +375,18 @@ fn set_swap(resources: &mut cri::LinuxContainerResources, pod: &Pod, container: 
     resources.unified.insert("memory.swap.max".to_owned(), limit.to_string());
 }
 
+/// Whether a container swaps where that is limited: in a Burstable pod that is not critical, with a memory request or limit,
+/// that are not the same.
+pub fn may_swap(pod: &Pod, container: &Container) -> bool {
+    let request = amount(&container_requests(container), MEMORY);
+    let limit = amount(&container_limits(container), MEMORY);
+    qos_class(pod) == QosClass::Burstable && !is_critical(pod) && request != limit
+}
+
 /// The container's share of swap: its part of the node's memory, for Burstable containers that may exceed a request.
 fn swap_limit(pod: &Pod, container: &Container, memory_capacity: i64, available: i64) -> i64 {
     let request = amount(&container_requests(container), MEMORY);
-    let limit = amount(&container_limits(container), MEMORY);
-    let may_swap = qos_class(pod) == QosClass::Burstable && !is_critical(pod) && !request.is_zero() && request != limit;
-    if !may_swap || memory_capacity <= 0 {
+    if !may_swap(pod, container) || memory_capacity <= 0 {
         return 0;
     }
     let share = i128::from(request.value()) * i128::from(available) / i128::from(memory_capacity);

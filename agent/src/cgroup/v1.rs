@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::files::{self, FileError};
-use super::plan::{Values, page_size_name};
+use super::plan::{PodCgroup, Values, page_size_name};
+
+/// `memory.limit_in_bytes` without a limit: the largest number of bytes in whole pages of up to 64 KiB.
+const NO_MEMORY_LIMIT: i64 = i64::MAX - 0xffff;
 
 /// The mounted controllers.
 #[derive(Clone, Debug)]
@@ -41,6 +44,24 @@ impl V1 {
             }
         }
         Ok(())
+    }
+
+    /// What a cgroup has.
+    pub(super) fn read(&self, path: &str) -> Result<PodCgroup, FileError> {
+        let number = |controller: &str, file: &str| -> Result<i64, FileError> {
+            let Some(mount) = self.mounts.get(controller) else { return Ok(i64::MAX) };
+            // Without a limit, memory shows more than an i64's half, rounded to pages.
+            Ok(files::read(&join(mount, path), file)?.parse::<i64>().unwrap_or(i64::MAX))
+        };
+        let memory = number("memory", "memory.limit_in_bytes")?;
+        let quota = number("cpu", "cpu.cfs_quota_us")?;
+        Ok(PodCgroup {
+            cpu_shares: u64::try_from(number("cpu", "cpu.shares")?).unwrap_or(0),
+            cpu_quota: if quota < 0 { i64::MAX } else { quota },
+            cpu_period: u64::try_from(number("cpu", "cpu.cfs_period_us")?).unwrap_or(0),
+            memory_limit: if memory >= NO_MEMORY_LIMIT { i64::MAX } else { memory },
+            memory_usage: u64::try_from(number("memory", "memory.usage_in_bytes")?).unwrap_or(0),
+        })
     }
 
     /// Writes values; only those that are set and whose controller is mounted.

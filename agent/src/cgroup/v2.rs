@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::files::{self, FileError};
-use super::plan::{Values, page_size_name, shares_to_weight};
+use super::plan::{PodCgroup, Values, page_size_name, shares_to_weight, weight_to_shares};
 
 /// Controllers that pods need; others of the root are left to their owners.
 const WANTED: [&str; 7] = ["cpu", "cpuset", "io", "memory", "hugetlb", "pids", "rdma"];
@@ -48,6 +48,22 @@ impl V2 {
             }
         }
         Ok(())
+    }
+
+    /// What a cgroup has.
+    pub(super) fn read(&self, path: &str) -> Result<PodCgroup, FileError> {
+        let directory = self.directory(path);
+        let number = |text: &str| if text == "max" { i64::MAX } else { text.parse().unwrap_or(i64::MAX) };
+        let max = files::read(&directory, "cpu.max")?;
+        let (quota, period) = max.split_once(' ').unwrap_or((max.as_str(), "100000"));
+        let weight = files::read(&directory, "cpu.weight")?.parse().unwrap_or(1);
+        Ok(PodCgroup {
+            cpu_shares: weight_to_shares(weight),
+            cpu_quota: number(quota),
+            cpu_period: period.parse().unwrap_or(100_000),
+            memory_limit: number(&files::read(&directory, "memory.max")?),
+            memory_usage: files::read(&directory, "memory.current")?.parse().unwrap_or(0),
+        })
     }
 
     /// Writes values; only those that are set.
@@ -119,6 +135,23 @@ mod tests {
         assert_eq!(read("cpu.max"), "50000 100000");
         assert_eq!(read("memory.max"), "1048576");
         assert_eq!(read("pids.max"), "64");
+    }
+
+    #[test]
+    fn what_was_written_is_read_back_and_max_is_no_limit() {
+        let (mount, v2) = fake(&["cpu", "memory"]);
+        let files =
+            [("cpu.weight", "39\n"), ("cpu.max", "max 100000\n"), ("memory.max", "max\n"), ("memory.current", "7\n")];
+        for (file, text) in files {
+            std::fs::write(mount.path().join(file), text).unwrap();
+        }
+        let unlimited = v2.read("/").unwrap();
+        assert_eq!((unlimited.cpu_quota, unlimited.memory_limit, unlimited.memory_usage), (i64::MAX, i64::MAX, 7));
+        assert_eq!(shares_to_weight(unlimited.cpu_shares), 39);
+        std::fs::write(mount.path().join("cpu.max"), "5000 20000\n").unwrap();
+        std::fs::write(mount.path().join("memory.max"), "4096\n").unwrap();
+        let limited = v2.read("/").unwrap();
+        assert_eq!((limited.quota_in(100_000), limited.memory_limit), (25_000, 4096));
     }
 
     #[test]

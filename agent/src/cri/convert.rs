@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use nodelet_proto::cri;
 
-use super::{ContainerState, ContainerUser, ContainerView, PodIdentity, SandboxView, labels};
+use super::{ContainerLimits, ContainerState, ContainerUser, ContainerView, PodIdentity, SandboxView, labels};
 use crate::ids::{ContainerId, PodUid, SandboxId};
 
 /// Most bytes of a message of the runtime that are kept; it goes into statuses, events and logs.
@@ -89,6 +89,12 @@ pub fn container(status: &cri::ContainerStatus, sandbox: &str) -> ContainerView 
             .is_some_and(|p| p == "FallbackToLogsOnError"),
         log_path: whole(&status.log_path, MESSAGE),
         user: user(status),
+        resources: status.resources.as_ref().and_then(|r| r.linux.as_ref()).map(|linux| ContainerLimits {
+            cpu_shares: linux.cpu_shares,
+            cpu_quota: linux.cpu_quota,
+            cpu_period: linux.cpu_period,
+            memory: linux.memory_limit_in_bytes,
+        }),
     }
 }
 

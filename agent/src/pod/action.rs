@@ -18,6 +18,8 @@ pub enum OpKey {
     Start(String),
     /// Stopping a container within a number of seconds; a shorter grace is another operation.
     Kill(ContainerId, i64),
+    /// Putting a resize into effect.
+    Resize,
     /// Stopping a sandbox.
     StopSandbox(SandboxId),
     /// Removing a sandbox.
@@ -45,6 +47,8 @@ pub enum KillReason {
     SandboxGone,
     /// The runtime does not know whether it runs.
     StateUnknown,
+    /// Its resize policy asks for a restart.
+    Resized,
 }
 
 /// An operation to carry out.
@@ -84,6 +88,8 @@ pub enum Op {
         /// Why.
         reason: KillReason,
     },
+    /// Bring the pod's cgroup and running containers to what was allocated.
+    Resize,
     /// Stop a sandbox.
     StopSandbox(SandboxId),
     /// Remove a sandbox with its containers.
@@ -108,6 +114,7 @@ impl Op {
             Self::EnsureImage { container } => OpKey::Image(container.clone()),
             Self::StartContainer { container, .. } => OpKey::Start(container.clone()),
             Self::KillContainer { id, grace_seconds, .. } => OpKey::Kill(id.clone(), *grace_seconds),
+            Self::Resize => OpKey::Resize,
             Self::StopSandbox(id) => OpKey::StopSandbox(id.clone()),
             Self::RemoveSandbox(id) => OpKey::RemoveSandbox(id.clone()),
             Self::RemoveContainer(id) => OpKey::RemoveContainer(id.clone()),
@@ -136,6 +143,8 @@ pub enum Output {
     Sandbox(SandboxView),
     /// A container was started or stopped.
     Container(Box<ContainerView>),
+    /// A resize is in effect; the containers as they are since.
+    Resized(Vec<ContainerView>),
     /// A sandbox is stopped.
     SandboxStopped(SandboxId),
     /// A sandbox and its containers are gone.

@@ -9,8 +9,10 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
 use super::action::{Failure, Op, Output};
+use super::allocation::ResourceInfo;
 use super::facilities::PodVolumes;
 use super::images::Image;
+use super::resize::steps::Running;
 use super::shared::Shared;
 use super::spec;
 use super::start_slot::StartSlot;
@@ -22,6 +24,7 @@ use crate::metrics::METRICS;
 mod container;
 mod hooks;
 mod message;
+mod resize;
 mod sandbox;
 mod stop;
 
@@ -67,6 +70,17 @@ pub struct Context {
     pub status: Arc<PodStatus>,
     /// The container that is to be stopped.
     pub stopping: Option<crate::cri::ContainerView>,
+    /// Running containers, for a resize.
+    pub running: Vec<Running>,
+}
+
+impl Context {
+    /// Records what was put into effect. That it cannot be written costs a repeated step after a restart, no more.
+    fn record(&self, actuated: &ResourceInfo) {
+        if let Err(error) = self.shared.actuated.set(&self.uid, actuated.clone()) {
+            tracing::warn!(pod = %spec::key(&self.pod), %error, "cannot write down what was put into effect; a restart may repeat it");
+        }
+    }
 }
 
 /// Carries out an operation.
@@ -83,6 +97,7 @@ pub async fn execute(context: Context, op: Op) -> (Result<Output, Failure>, Extr
         Op::KillContainer { id, container, grace_seconds, reason } => {
             plain(stop::kill(&context, &id, &container, grace_seconds, &reason).await)
         }
+        Op::Resize => plain(resize::resize(&context).await),
         Op::StopSandbox(id) => {
             let stopped = context.shared.runtime.stop_sandbox(&id).await;
             plain(stopped.map(|()| Output::SandboxStopped(id)).map_err(|e| failure("FailedKillPod", &e)))

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
 use nodelet_proto::cri;
 
 use super::view::ProbeView;
+use crate::cgroup::{PodCgroup, Values};
 use crate::cri::{ContainerView, Nanos};
 use crate::ids::{ContainerId, PodUid};
 use crate::objects::ObjectRef;
@@ -79,6 +80,12 @@ pub trait Facilities: Send + Sync + 'static {
         &self,
         pod: &Pod,
     ) -> (Option<cri::LinuxContainerResources>, Option<cri::LinuxContainerResources>);
+    /// What a pod's cgroup is to have.
+    fn pod_values(&self, pod: &Pod) -> Values;
+    /// What a pod's cgroup has, and the memory that is used in it.
+    fn pod_cgroup<'a>(&'a self, pod: &'a Arc<Pod>) -> BoxFuture<'a, Result<PodCgroup, String>>;
+    /// Writes to a pod's cgroup, and counts its CPU request in its QoS class.
+    fn write_pod_cgroup<'a>(&'a self, pod: &'a Arc<Pod>, values: Values) -> BoxFuture<'a, Result<(), String>>;
     /// QoS class of a pod.
     fn qos_class(&self, pod: &Pod) -> &'static str;
     /// What the node can give to pods.

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::admit::admit;
 use super::journal::Record;
 use super::leftovers::{self, Found, Left};
+use super::resize;
 use super::shared::Shared;
 use super::worker::{self, Message, Start};
 use super::{lifecycle, spec};
@@ -28,6 +29,7 @@ use crate::metrics::METRICS;
 use crate::source::{SourceName, SourceUpdate};
 
 mod look;
+mod resizes;
 
 use look::{Looking, Seen};
 
@@ -49,12 +51,18 @@ pub struct Inputs {
     pub announced: mpsc::UnboundedReceiver<PodUid>,
     /// The node changed.
     pub node: mpsc::Receiver<()>,
+    /// A pod holds less than before.
+    pub freed: mpsc::UnboundedReceiver<()>,
 }
 
 struct Handle {
     tx: mpsc::UnboundedSender<Message>,
-    /// For what later pods are admitted beside.
+    /// As the source wants it.
+    desired: Arc<Pod>,
+    /// With the resources that it was allocated: what later pods are admitted beside.
     pod: Arc<Pod>,
+    /// The resize that waits.
+    pending: Option<resize::Pending>,
     /// Whether it holds no resources of the node any more.
     released: Arc<AtomicBool>,
     source: SourceName,
@@ -80,6 +88,8 @@ pub struct Manager {
     knows_runtime: bool,
     /// When all of the runtime was listed last.
     listed: Option<Instant>,
+    /// Pods whose resizes are to be decided: they are new, deferred, or the sources had not delivered yet.
+    resizing: BTreeSet<PodUid>,
     /// Pods of the start that have not published yet; `None` once the sink was told that all have.
     silent: Option<BTreeSet<PodUid>>,
 }
@@ -99,6 +109,7 @@ impl Manager {
             sources,
             knows_runtime: false,
             listed: None,
+            resizing: BTreeSet::new(),
             silent: Some(BTreeSet::new()),
         }
     }
@@ -119,6 +130,10 @@ impl Manager {
                 Some(uid) = inputs.probes.recv() => self.tell(&uid, Message::Probe),
                 Some(uid) = inputs.objects.recv() => self.tell(&uid, Message::Objects),
                 Some(uid) = inputs.announced.recv() => self.heard_of(&uid),
+                Some(()) = inputs.freed.recv() => {
+                    while inputs.freed.try_recv().is_ok() {}
+                    self.decide_resizes();
+                }
                 Some(()) = inputs.node.recv() => self.tell_all(&Message::Node),
                 Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.take_end(ended),
                 Some(seen) = self.looks.join_next(), if !self.looks.is_empty() => self.take_look(seen),
@@ -126,6 +141,7 @@ impl Manager {
                     relist = Box::pin(tokio::time::sleep(jittered(RELIST)));
                     self.tell_all(&Message::Resync);
                     self.find_orphans();
+                    self.decide_resizes();
                 }
             }
         }
@@ -133,7 +149,7 @@ impl Manager {
 
     /// Goes on with a pod that an earlier agent wrote down. Its source confirms or drops it when it has synced.
     fn resume(&mut self, record: Record) {
-        let (source, pod) = (record.source, Arc::new(record.pod.clone()));
+        let (source, pod) = (record.source, self.as_allocated(&Arc::new(record.pod.clone())));
         if !self.workers.contains_key(&spec::uid(&pod)) {
             // A node that ran alone before has nobody who will ever say that its manifests are gone.
             let wanted = self.sources.contains(&source);
@@ -147,7 +163,11 @@ impl Manager {
         let (tx, rx) = mpsc::unbounded_channel();
         let handle = Handle {
             tx,
+            desired: start.pod.clone(),
             pod: start.pod.clone(),
+            pending: start.record.as_ref().and_then(|record| {
+                resize::State::from_conditions(record.status.conditions.as_deref().unwrap_or_default()).pending
+            }),
             released: start.released.clone(),
             source: start.source,
             wanted: start.wanted,
@@ -187,6 +207,7 @@ impl Manager {
                 if self.awaited.remove(&source) && self.awaited.is_empty() {
                     self.check_silence();
                     self.find_orphans();
+                    self.decide_resizes();
                 }
             }
         }
@@ -213,11 +234,7 @@ impl Manager {
             Some(handle) if !handle.wanted => handle.successor = Some((source, pod)),
             Some(handle) => {
                 handle.source = source;
-                handle.pod = pod.clone();
-                // The worker ends only by itself; a closed channel means that its end is about to be taken.
-                if handle.tx.send(Message::Desired(source, pod.clone())).is_err() {
-                    handle.successor = Some((source, pod));
-                }
+                self.take_update(&uid, pod);
             }
             None => self.take_new(source, pod),
         }
@@ -226,22 +243,31 @@ impl Manager {
     /// Starts a worker for a pod that no earlier agent wrote down. One that never ran is admitted first, beside those that hold
     /// resources.
     fn take_new(&mut self, source: SourceName, pod: Arc<Pod>) {
+        let allocated = self.as_allocated(&pod);
         let has_run = pod.status.as_ref().is_some_and(|status| status.start_time.is_some());
         let rejection = if has_run || spec::is_deleted(&pod) {
             None
         } else {
-            let holding = self.workers.values().filter(|handle| !handle.released.load(Ordering::Relaxed));
-            let others: Vec<&Pod> = holding.map(|handle| handle.pod.as_ref()).collect();
-            admit(&pod, source != SourceName::Api, &self.shared.node.load(), &others).err()
+            let holding = self.holding(&spec::uid(&pod));
+            let others: Vec<&Pod> = holding.iter().map(AsRef::as_ref).collect();
+            admit(&allocated, source != SourceName::Api, &self.shared.node.load(), &others).err()
         };
         if let Some(rejection) = &rejection {
             let reason = rejection.event_reason();
             METRICS.pods.rejected.increment([reason]);
             self.shared.event(&pod, None, EventType::Warning, reason, rejection.message.clone());
         }
-        let released = Arc::new(AtomicBool::new(rejection.is_some()));
+        let released_at_once = rejection.is_some();
+        let released = Arc::new(AtomicBool::new(released_at_once));
         let is_fresh = self.knows_runtime && !has_run;
-        self.spawn(Start { source, pod, record: None, wanted: true, is_fresh, rejection, released });
+        let uid = spec::uid(&pod);
+        if rejection.is_none() {
+            self.allocate(&allocated);
+        }
+        self.spawn(Start { source, pod: allocated, record: None, wanted: true, is_fresh, rejection, released });
+        if !released_at_once {
+            self.take_update(&uid, pod);
+        }
     }
 
     fn drop_pod(&mut self, source: SourceName, uid: &PodUid) {
@@ -339,6 +365,8 @@ impl Manager {
             });
         }
         self.knows_runtime = true;
+        self.shared.allocated.retain(|uid| self.workers.contains_key(uid));
+        self.shared.actuated.retain(|uid| self.workers.contains_key(uid));
         match left {
             Ok((places, logs)) => {
                 for (uid, found) in leftovers::plan(places, logs, |uid| self.workers.contains_key(uid)) {
@@ -359,7 +387,8 @@ impl Manager {
         });
         self.task_pods.insert(task.id(), uid.clone());
         let released = Arc::new(AtomicBool::new(true));
-        let handle = Handle { tx, pod: Arc::default(), released, source, wanted: false, successor: None };
+        let (desired, pod) = (Arc::default(), Arc::default());
+        let handle = Handle { tx, desired, pod, pending: None, released, source, wanted: false, successor: None };
         self.workers.insert(uid, handle);
     }
 
@@ -386,8 +415,13 @@ impl Manager {
         let Some(uid) = self.task_pods.remove(&id) else { return };
         let Some(handle) = self.workers.remove(&uid) else { return };
         self.ids.retain(|_, pod| *pod != uid);
+        self.resizing.remove(&uid);
         self.heard_of(&uid);
         tracing::info!(pod_uid = %uid, "pod worker ended");
+        if !panicked {
+            self.shared.allocated.remove(&uid);
+            self.shared.actuated.remove(&uid);
+        }
         if let Some((source, pod)) = handle.successor {
             self.take_new(source, pod);
         } else if panicked {

@@ -4,8 +4,10 @@
 //! ensuring them again) or a failure that may as well be found again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::action::{Failed, Failure, OpKey, Output};
+use super::allocation::ResourceInfo;
 use super::lifecycle::SECOND;
 use crate::cri::{ContainerState, ContainerView, Nanos, PodRuntime};
 use crate::ids::SandboxId;
@@ -72,6 +74,8 @@ pub struct ContainerMemory {
     pub crash_delay: Nanos,
     /// When `crash_delay` was last raised.
     pub crash_updated: Nanos,
+    /// It is being stopped because its resize policy asks for a restart; it runs again whatever its restart policy says.
+    pub restart_for_resize: bool,
 }
 
 /// Bad news about something that runs: believed when a second look, some time after the first, brings them again.
@@ -107,6 +111,8 @@ pub struct Memory {
     pub stopped: BTreeSet<SandboxId>,
     /// What the runtime says of a pod that runs and that would stop it if it were true, by sandbox or container id.
     pub doubts: BTreeMap<String, Doubt>,
+    /// What the runtime and the pod's cgroup were last told.
+    pub actuated: Option<Arc<ResourceInfo>>,
     /// By container name.
     pub containers: BTreeMap<String, ContainerMemory>,
     /// Failures of stops and removals, by operation.
@@ -208,12 +214,14 @@ impl Memory {
                 container.start = None;
                 // Each start decides again whether the image is there: `Always` asks the registry every time.
                 container.image = Step::Todo;
+                container.restart_for_resize = false;
             }
             OpKey::Release => self.released = Step::Done,
             OpKey::FinishDeletion => self.deletion = Step::Done,
             OpKey::RemoveLogs => self.logs = Step::Done,
             OpKey::Inspect
             | OpKey::Kill(..)
+            | OpKey::Resize
             | OpKey::StopSandbox(_)
             | OpKey::RemoveSandbox(_)
             | OpKey::RemoveContainer(_) => {}
@@ -243,6 +251,7 @@ impl Memory {
             OpKey::RemoveLogs => self.logs = Step::Failed(again(self.logs.failure(), failure, POD_BACKOFF, now)),
             OpKey::Inspect
             | OpKey::Kill(..)
+            | OpKey::Resize
             | OpKey::StopSandbox(_)
             | OpKey::RemoveSandbox(_)
             | OpKey::RemoveContainer(_) => {
@@ -278,6 +287,13 @@ impl Memory {
         let stale = memory.crash_delay == 0 || finished_at - memory.crash_updated > 2 * max;
         memory.crash_delay = if stale { CONTAINER_BACKOFF.initial.min(max) } else { (memory.crash_delay * 2).min(max) };
         memory.crash_updated = now;
+    }
+
+    /// Notes that a container is stopped for its resize: kubelet's back-off knows it by its resources, so it begins anew.
+    pub fn note_resize(&mut self, name: &str) {
+        let memory = self.container(name);
+        memory.restart_for_resize = true;
+        (memory.crash_delay, memory.crash_updated) = (0, 0);
     }
 
     /// Rebuilds the crash back-off of adopted containers, so that a restart of the agent neither forgives nor punishes.
@@ -323,6 +339,10 @@ fn apply(runtime: &mut PodRuntime, stopped: &mut BTreeSet<SandboxId>, output: Ou
         Output::Container(container) => {
             runtime.containers.retain(|c| c.id != container.id);
             runtime.containers.push(*container);
+        }
+        Output::Resized(containers) => {
+            runtime.containers.retain(|c| containers.iter().all(|new| new.id != c.id));
+            runtime.containers.extend(containers);
         }
         Output::SandboxStopped(id) => {
             for sandbox in runtime.sandboxes.iter_mut().filter(|s| s.id == id) {

@@ -7,10 +7,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use tokio::sync::{Semaphore, mpsc};
 
+use super::allocation::ResourceInfo;
+use super::allocation::checkpoint::Checkpoint;
 use super::facilities::{Facilities, Probes, StatusSink};
 use super::images::Images;
 use super::journal::Journal;
-use super::{admit, dns, security, spec};
+use super::{admit, dns, resize, security, spec};
 use crate::cri::{Nanos, Runtime};
 use crate::event::{Event, EventType, Recorder, Subject};
 use crate::ids::PodUid;
@@ -32,6 +34,8 @@ pub struct Settings {
     pub security: security::Settings,
     /// Largest crash back-off.
     pub max_crash_delay: Nanos,
+    /// What resizes this node does not do.
+    pub resize: resize::Rules,
     /// Whether hostPorts are mapped by the network plugin.
     pub port_mappings: bool,
     /// Directory of `/var/log/containers` links; `None` leaves them out.
@@ -61,6 +65,12 @@ pub struct Shared {
     pub recorder: Recorder,
     /// Records that outlive the agent.
     pub journal: Journal,
+    /// What pods were allocated; written by the manager only.
+    pub allocated: Checkpoint,
+    /// What was put into effect of that; each pod's part is written by its operations.
+    pub actuated: Checkpoint,
+    /// Told when a pod holds less of the node than before.
+    pub freed: mpsc::UnboundedSender<()>,
     /// Settings.
     pub settings: Settings,
     /// What pods are admitted against; labels and taints follow the Node object where there is one.
@@ -79,6 +89,22 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// What was put into effect of a pod; if nobody has written that down, it is what the pod was allocated.
+    pub fn actuated_or_allocated(&self, uid: &PodUid, pod: &Pod) -> Option<Arc<ResourceInfo>> {
+        if self.actuated.get(uid).is_none()
+            && let Err(error) = self.actuated.set(uid, ResourceInfo::of(pod))
+        {
+            tracing::warn!(pod = %spec::key(pod), %error, "cannot write down what was put into effect; the pod cannot be resized until the agent restarts");
+        }
+        self.actuated.get(uid)
+    }
+
+    /// Tells the manager that a pod holds less than before.
+    pub fn tell_freed(&self) {
+        // The manager goes away only when the agent stops.
+        let _ = self.freed.send(());
+    }
+
     /// Emits an event about a pod, or about one of its containers.
     pub fn event(&self, pod: &Pod, container: Option<&str>, kind: EventType, reason: &'static str, message: String) {
         let subject = Subject::Pod { key: spec::key(pod), uid: spec::uid(pod), field_path: field_path(pod, container) };

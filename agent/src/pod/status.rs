@@ -10,13 +10,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
 use super::lifecycle::{Cause, Lifecycle};
-use super::spec;
 use super::view::PodView;
+use super::{resize, spec};
+use crate::cgroup::Values;
 use crate::cri::{ContainerView, Nanos};
 
 pub mod conditions;
 pub mod containers;
 pub mod phase;
+pub mod resources;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +33,10 @@ pub struct Context<'a> {
     pub runtime_name: &'a str,
     /// QoS class of the pod.
     pub qos_class: &'a str,
+    /// What the pod's cgroup was last told, in kernel units.
+    pub pod_values: &'a Values,
+    /// Where the pod's resizes are.
+    pub resize: &'a resize::State,
     /// Now.
     pub now: Nanos,
 }
@@ -80,6 +86,8 @@ pub fn status(view: &PodView<'_>, context: &Context<'_>) -> PodStatus {
         init_container_statuses: non_empty(statuses.init),
         container_statuses: non_empty(statuses.app),
         ephemeral_container_statuses: non_empty(statuses.ephemeral),
+        allocated_resources: resources::allocated(view.pod),
+        resources: Some(resources::of_pod(view.pod, context.pod_values, phase)),
         resource_claim_statuses: last.resource_claim_statuses.clone(),
         nominated_node_name: last.nominated_node_name.clone(),
         ..PodStatus::default()

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use super::action::OpKey;
 use super::lifecycle::Lifecycle;
 use super::memory::Memory;
+use super::spec::{self, Role};
 use crate::cri::{Nanos, PodRuntime};
 
 /// What the prober says of one container.
@@ -59,6 +60,12 @@ impl PodView<'_> {
     /// Whether a container of this name is being created or started.
     pub fn is_starting(&self, name: &str) -> bool {
         self.inflight.contains(&OpKey::Start(name.to_owned()))
+    }
+
+    /// Whether a container that ended with `exit_code` is to run again.
+    pub fn restarts(&self, name: &str, role: Role, exit_code: i32) -> bool {
+        let is_resized = self.memory.containers.get(name).is_some_and(|memory| memory.restart_for_resize);
+        is_resized || spec::restarts(self.pod, name, role, exit_code)
     }
 
     /// Whether something is in flight that may leave a running container behind.

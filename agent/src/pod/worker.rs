@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::action::{Action, Failure, Op, OpKey, Output};
+use super::action::{Action, Failure, KillReason, Op, OpKey, Output};
 use super::admit::Rejection;
 use super::execute::{Context, Extra, execute};
 use super::expected::ExpectedExits;
@@ -32,13 +32,14 @@ use super::shared::Shared;
 use super::start_slot::StartSlot;
 use super::status;
 use super::view::{PodView, ProbeView};
-use super::{lifecycle, spec};
+use super::{lifecycle, resize, spec};
 use crate::cri::events::ChangeKind;
 use crate::cri::{ContainerState, Known, Nanos, PodRuntime};
 use crate::ids::PodUid;
 use crate::source::SourceName;
 
 mod outcome;
+mod resizes;
 mod tell;
 
 /// Pause before a record that could not be written (the disk is full) is tried again.
@@ -47,8 +48,10 @@ const STORE_AGAIN: Nanos = 10 * lifecycle::SECOND;
 /// What may wake a worker.
 #[derive(Clone, Debug)]
 pub enum Message {
-    /// The pod is desired like this.
+    /// The pod is desired like this, with the resources that it was allocated.
     Desired(SourceName, Arc<Pod>),
+    /// What became of a resize.
+    Resize(resize::News),
     /// The source no longer names the pod.
     Unwanted,
     /// The runtime says that something of this pod changed.
@@ -67,7 +70,7 @@ pub enum Message {
 pub struct Start {
     /// Source of the pod.
     pub source: SourceName,
-    /// The pod as desired.
+    /// The pod as desired, with the resources that it was allocated.
     pub pod: Arc<Pod>,
     /// What an earlier agent wrote down.
     pub record: Option<Record>,
@@ -111,6 +114,7 @@ struct Worker {
     expected: ExpectedExits,
     backoff_told: BTreeMap<String, Nanos>,
     figures: Figures,
+    resize: resize::State,
     released: Arc<AtomicBool>,
 }
 
@@ -178,9 +182,12 @@ impl Worker {
             }
             None => lifecycle,
         };
+        let resize = resize::State::from_conditions(last.conditions.as_deref().unwrap_or_default());
         let last = Arc::new(last);
         let max_crash_delay = Some(shared.settings.max_crash_delay);
-        let memory = Memory { max_crash_delay, observed: start.is_fresh, ..Memory::default() };
+        // An orphan has no spec, so nothing can be allocated to it.
+        let actuated = start.pod.spec.as_ref().and_then(|_| shared.actuated_or_allocated(&uid, &start.pod));
+        let memory = Memory { max_crash_delay, actuated, observed: start.is_fresh, ..Memory::default() };
         Self {
             uid,
             source: start.source,
@@ -207,6 +214,7 @@ impl Worker {
             expected: ExpectedExits::default(),
             backoff_told: BTreeMap::new(),
             figures: Figures::new(start.is_fresh, Instant::now()),
+            resize,
             released: start.released,
             shared,
         }
@@ -226,8 +234,10 @@ impl Worker {
         let lifecycle_changed = planned.lifecycle != self.lifecycle;
         let stops = lifecycle_changed && self.lifecycle.may_start() && !planned.lifecycle.may_start();
         self.lifecycle = planned.lifecycle;
-        if matches!(self.lifecycle, Lifecycle::Terminated(_) | Lifecycle::Removed) {
-            self.released.store(true, Ordering::Relaxed);
+        if matches!(self.lifecycle, Lifecycle::Terminated(_) | Lifecycle::Removed)
+            && !self.released.swap(true, Ordering::Relaxed)
+        {
+            self.shared.tell_freed();
         }
         let mut wake_at = planned.wake_at;
         if stops {
@@ -283,6 +293,13 @@ impl Worker {
                 self.figures.updated();
                 self.register_objects();
                 self.store();
+            }
+            Message::Resize(news) => {
+                if news == resize::News::Accepted {
+                    // What failed for an earlier resize says nothing about this one.
+                    self.memory.cleanup.remove(&OpKey::Resize);
+                }
+                self.resize.hear(news, self.pod.metadata.generation, self.now());
             }
             Message::Unwanted => self.wanted = false,
             Message::Runtime(id, kind) => self.hear_runtime(id, kind),
@@ -381,6 +398,9 @@ impl Worker {
                 target = joined.and_then(|name| self.runtime.current(&name).map(|c| c.id.clone()));
             }
             Op::KillContainer { id, .. } | Op::RemoveContainer(id) => {
+                if let Op::KillContainer { container, reason: KillReason::Resized, .. } = &op {
+                    self.memory.note_resize(container);
+                }
                 stopping = self.runtime.containers.iter().find(|c| c.id == *id).cloned();
             }
             _ => {}
@@ -399,6 +419,10 @@ impl Worker {
             target,
             status: self.last.clone(),
             stopping,
+            running: match op {
+                Op::Resize => self.running(),
+                _ => Vec::new(),
+            },
         };
         tracing::debug!(pod = %spec::key(&self.pod), operation = ?op, "begin");
         self.figures.begin(Instant::now());

@@ -15,6 +15,7 @@ use crate::ids::{ContainerId, ObjectKey, SandboxId};
 use crate::metrics::METRICS;
 use crate::objects::{ObjectError, ObjectRef};
 use crate::pod::action::Failure;
+use crate::pod::allocation::ResourceInfo;
 use crate::pod::container_config::{Inputs, container_config};
 use crate::pod::env::{self, EnvError, Sources};
 use crate::pod::facilities::SubPath;
@@ -56,6 +57,14 @@ async fn create_and_start(
     let name = found.container.name.as_str();
     let id = create(context, found, attempt, sandbox).await?;
     shared.event(pod, Some(name), EventType::Normal, "Created", "Container created".into());
+    // Before the start: should the agent end in between, a created container is made anew, a started one is not restarted.
+    if found.role != Role::Ephemeral
+        && let Some(actuated) = shared.actuated.get(&context.uid)
+    {
+        let mut actuated = ResourceInfo::clone(&actuated);
+        actuated.take_container(name, &ResourceInfo::of(pod));
+        context.record(&actuated);
+    }
     if let Err(error) = shared.runtime.start_container(&id).await {
         let view = shared.runtime.container_status(&id, sandbox.as_str()).await.ok();
         return Err(Failure { reason: "RunContainerError", message: error.text(), container: view.map(Box::new) });

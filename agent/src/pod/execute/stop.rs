@@ -30,6 +30,7 @@ pub(super) async fn kill(
         KillReason::Probe(text) => text.clone(),
         KillReason::DefinitionChanged => format!("Container {name} definition changed, will be restarted"),
         KillReason::StateUnknown => format!("Container {name} is in unknown state, try killing it before restart"),
+        KillReason::Resized => format!("Container {name} resize requires restart"),
         KillReason::SandboxGone => format!("Stopping container {name}: its pod sandbox has changed"),
     };
     shared.event(pod, Some(name), EventType::Normal, "Killing", text);

@@ -9,6 +9,7 @@ use crate::cri::{ContainerState, ContainerView, Nanos, SandboxView};
 use crate::pod::action::{KillReason, Op, OpKey};
 use crate::pod::lifecycle::{Cause, Lifecycle, SECOND, begin};
 use crate::pod::memory::{Doubt, finished_at};
+use crate::pod::resize::steps::{self, Standing};
 use crate::pod::spec::{self, Role};
 use crate::pod::view::PodView;
 
@@ -21,10 +22,16 @@ pub fn plan(planner: &mut Planner<'_>) -> Lifecycle {
     wake_for_deadline(planner);
     prepare(planner);
     let sandbox = sandbox(planner);
+    let standing = steps::standing(view);
     for name in due_containers(view) {
-        start_container(planner, &name, sandbox);
+        // A container that was resized meanwhile waits for its pod's cgroup; should that fail, it does not wait for ever.
+        let has_failed = view.memory.cleanup.contains_key(&OpKey::Resize);
+        if !standing.held.contains(&name) || has_failed {
+            start_container(planner, &name, sandbox);
+        }
     }
     if sandbox.is_some() {
+        resize(planner, &standing);
         check_running(planner);
         collect_dead(planner);
     }
@@ -80,7 +87,7 @@ fn init_has_failed(view: &PodView<'_>) -> bool {
 /// Whether a container has ended and is not to run again.
 fn is_final(view: &PodView<'_>, container: &ContainerView, role: Role) -> bool {
     match container.state {
-        ContainerState::Exited { exit_code, .. } => !spec::restarts(view.pod, &container.name, role, exit_code),
+        ContainerState::Exited { exit_code, .. } => !view.restarts(&container.name, role, exit_code),
         ContainerState::Created | ContainerState::Running { .. } | ContainerState::Unknown => false,
     }
 }
@@ -247,12 +254,12 @@ fn is_startable(view: &PodView<'_>, name: &str, role: Role, current: Option<&Con
             ContainerState::Running { .. } => false,
             // A leftover of a start that was interrupted is removed first, what nobody knows about is stopped first.
             ContainerState::Created | ContainerState::Unknown => true,
-            ContainerState::Exited { exit_code, .. } => spec::restarts(view.pod, name, role, exit_code),
+            ContainerState::Exited { exit_code, .. } => view.restarts(name, role, exit_code),
         },
         // Lost with its sandbox: it runs again if its end would have made it run again. Initialization starts over.
         None => match view.runtime.latest(name).map(|c| &c.state) {
             Some(ContainerState::Exited { exit_code, .. }) if role == Role::App => {
-                spec::restarts(view.pod, name, role, *exit_code)
+                view.restarts(name, role, *exit_code)
             }
             _ => true,
         },
@@ -322,6 +329,20 @@ fn check_running(planner: &mut Planner<'_>) {
             let grace = failure.grace_seconds.unwrap_or(grace);
             kill(planner, container, grace, KillReason::Probe(failure.message.clone()));
         }
+    }
+}
+
+/// Restarts the containers whose resize asks for it, then brings the rest to what was allocated.
+fn resize(planner: &mut Planner<'_>, standing: &Standing) {
+    let view = planner.view;
+    let grace = spec::grace_seconds(view.pod);
+    for container in view.runtime.containers.iter().filter(|c| standing.restart.contains(&c.id)) {
+        if !view.is_starting(&container.name) {
+            kill(planner, container, grace, KillReason::Resized);
+        }
+    }
+    if standing.is_due && standing.restart.is_empty() && !view.may_be_starting() {
+        planner.start(Op::Resize);
     }
 }
 

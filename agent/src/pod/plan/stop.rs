@@ -36,7 +36,7 @@ pub fn plan(planner: &mut Planner<'_>, termination: Termination) -> Lifecycle {
         }
     }
     // Volume work in flight writes into the directory that a release removes.
-    if !sandboxes_stopped || view.is_inflight(&OpKey::Volumes) {
+    if !sandboxes_stopped || view.is_inflight(&OpKey::Volumes) || view.is_inflight(&OpKey::Resize) {
         return Lifecycle::Terminating(termination);
     }
     if view.memory.released.is_done() {

@@ -9,13 +9,15 @@ use proptest::prelude::*;
 use super::{PodPlan, plan};
 use crate::cri::{ContainerState, ContainerView, Nanos, PodRuntime, SandboxView, labels};
 use crate::ids::{ContainerId, SandboxId};
-use crate::pod::action::{Action, Failure, Op, OpKey, Output};
+use crate::pod::action::{Action, Failure, KillReason, Op, OpKey, Output};
+use crate::pod::allocation::ResourceInfo;
 use crate::pod::lifecycle::{Lifecycle, SECOND};
 use crate::pod::memory::{Memory, finished_at};
 use crate::pod::spec::{self, Role};
 use crate::pod::view::{PodView, ProbeFailure, ProbeView};
 
 mod doubts;
+mod resize;
 
 /// A pod, a runtime that does what it is told, and a clock.
 struct Sim {
@@ -117,6 +119,9 @@ impl Sim {
                     {
                         self.memory.note_restart(container, ended, self.now);
                     }
+                    if let Op::KillContainer { container, reason: KillReason::Resized, .. } = &op {
+                        self.memory.note_resize(container);
+                    }
                     self.log.push(op.clone());
                     assert!(self.inflight.insert(op.key(), op).is_none(), "one key is in flight twice");
                     begun += 1;
@@ -177,6 +182,7 @@ impl Sim {
                 message_falls_back_to_logs: false,
                 log_path: String::new(),
                 user: None,
+                resources: None,
             })),
             Op::KillContainer { id, .. } => {
                 self.exit(&id, 137);
@@ -191,6 +197,11 @@ impl Sim {
             }
             Op::RemoveSandbox(id) => Output::SandboxRemoved(id),
             Op::RemoveContainer(id) => Output::ContainerRemoved(id),
+            Op::Resize => {
+                // What the operation records: running containers are updated, the others begin with it.
+                self.memory.actuated = Some(ResourceInfo::of(&self.pod).into());
+                Output::Resized(Vec::new())
+            }
             Op::PrepareVolumes | Op::EnsureImage { .. } | Op::Release | Op::FinishDeletion | Op::RemoveLogs => {
                 Output::Done
             }

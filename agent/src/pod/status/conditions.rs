@@ -5,11 +5,20 @@ use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition};
 use super::containers::Statuses;
 use super::{Context, time};
 use crate::pod::plan::start::is_usable;
+use crate::pod::resize;
 use crate::pod::spec::{self, Role};
 use crate::pod::view::PodView;
 
 /// The condition types that a node agent owns; all others belong to somebody else and are left alone.
-pub const OWNED: [&str; 5] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+pub const OWNED: [&str; 7] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+    resize::PENDING,
+    resize::IN_PROGRESS,
+];
 
 struct Verdict {
     is_true: bool,
@@ -39,6 +48,9 @@ pub fn conditions(view: &PodView<'_>, context: &Context<'_>, statuses: &Statuses
         ("ContainersReady", containers_ready(view, statuses, phase)),
         ("PodScheduled", Verdict::yes()),
     ];
+    if !matches!(phase, "Succeeded" | "Failed") {
+        all.extend(context.resize.conditions());
+    }
     all.extend(verdicts.into_iter().map(|(type_, verdict)| condition(view, context, type_, verdict)));
     all
 }

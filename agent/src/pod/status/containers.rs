@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{
     ContainerStatus, ContainerUser, LinuxContainerUser, VolumeMountStatus,
 };
 
-use super::{Context, time};
+use super::{Context, resources, time};
 use crate::cri::{ContainerState, ContainerView};
 use crate::pod::lifecycle::{Lifecycle, SECOND};
 use crate::pod::memory::finished_at;
@@ -52,10 +52,9 @@ fn one(view: &PodView<'_>, context: &Context<'_>, name: &str, role: Role) -> Con
         Some(latest) => from_runtime(view, context, role, latest, &mut status),
         None => from_memory(view, context, role, last, &mut status),
     }
-    if view.runtime.latest(name).is_some() {
-        let resources = container.resources.clone().unwrap_or_default();
-        status.allocated_resources = resources.requests.clone();
-        status.resources = Some(resources);
+    if let Some(latest) = view.runtime.latest(name) {
+        status.allocated_resources = container.resources.as_ref().and_then(|r| r.requests.clone());
+        status.resources = Some(resources::of_container(view, &container, latest));
     }
     status
 }
@@ -185,7 +184,7 @@ fn waiting_reason(
     container: &ContainerView,
     exit_code: i32,
 ) -> Option<(&'static str, String)> {
-    if !view.lifecycle.may_start() || !spec::restarts(view.pod, &container.name, role, exit_code) {
+    if !view.lifecycle.may_start() || !view.restarts(&container.name, role, exit_code) {
         return None;
     }
     if let Some(failure) = start_failure(view, &container.name) {

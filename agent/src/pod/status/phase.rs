@@ -33,7 +33,7 @@ pub fn phase(view: &PodView<'_>, statuses: &Statuses) -> &'static str {
         match role {
             Role::Init => match standing(spec::status_of(&statuses.init, name)) {
                 Standing::Stopped(0) => {}
-                Standing::Stopped(code) if !spec::restarts(pod, name, role, code) => return "Failed",
+                Standing::Stopped(code) if !view.restarts(name, role, code) => return "Failed",
                 // A failed one that is to run again holds the pod only through what follows it.
                 Standing::Stopped(_) | Standing::Unknown | Standing::Waiting | Standing::Running => pending += 1,
             },
@@ -79,7 +79,7 @@ pub fn phase(view: &PodView<'_>, statuses: &Statuses) -> &'static str {
     if exits.is_empty() {
         return "Pending";
     }
-    if exits.iter().any(|(name, code)| spec::restarts(pod, name, Role::App, *code)) {
+    if exits.iter().any(|(name, code)| view.restarts(name, Role::App, *code)) {
         return "Running";
     }
     ended(&exits)

@@ -8,12 +8,17 @@ use k8s_openapi::api::core::v1::{
 };
 
 use super::{Context, status, time};
+use crate::cgroup::CfsQuota;
+use crate::cgroup::plan::pod_values;
 use crate::cri::{ContainerState, ContainerView, Nanos, PodRuntime, SandboxView};
 use crate::ids::{ContainerId, SandboxId};
 use crate::pod::action::{Failed, OpKey};
 use crate::pod::lifecycle::{Cause, Lifecycle, SECOND, Termination};
 use crate::pod::memory::{ContainerMemory, Memory, Step};
+use crate::pod::resize::State;
 use crate::pod::view::{PodView, ProbeView};
+
+mod resources;
 
 const NOW: Nanos = 1_000 * SECOND;
 
@@ -26,6 +31,7 @@ struct Scene {
     inflight: BTreeSet<OpKey>,
     probes: BTreeMap<String, ProbeView>,
     last: PodStatus,
+    resize: State,
     now: Nanos,
 }
 
@@ -67,6 +73,7 @@ fn make_view(name: &str, attempt: u32, state: ContainerState) -> ContainerView {
         message_falls_back_to_logs: false,
         log_path: String::new(),
         user: None,
+        resources: None,
     }
 }
 
@@ -111,6 +118,7 @@ impl Scene {
             inflight: BTreeSet::new(),
             probes: BTreeMap::new(),
             last: PodStatus::default(),
+            resize: State::default(),
             now: NOW,
         }
     }
@@ -169,11 +177,14 @@ impl Scene {
             started_at: NOW - 60 * SECOND,
         };
         let host_ips = ["192.0.2.10".to_owned()];
+        let pod_values = pod_values(&self.pod, CfsQuota::Enforced { period: 100_000 }, None);
         let context = Context {
             last: &self.last,
             host_ips: &host_ips,
             runtime_name: "containerd",
             qos_class: "BestEffort",
+            pod_values: &pod_values,
+            resize: &self.resize,
             now: self.now,
         };
         status(&view, &context)

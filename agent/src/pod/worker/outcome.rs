@@ -68,6 +68,12 @@ impl Worker {
             });
             return;
         }
+        if let (OpKey::Resize, Err(failed)) = (&key, &result) {
+            self.tell_resize_error(&failed.message, now);
+        }
+        if matches!(key, OpKey::Resize | OpKey::Start(_)) {
+            self.memory.actuated = self.shared.actuated.get(&self.uid);
+        }
         self.memory.record(key, result, &mut self.runtime, now);
         if self.memory.observed
             && let Some(adopted) = self.adopted.take()
@@ -90,6 +96,8 @@ impl Worker {
             | OpKey::Sandbox
             | OpKey::Image(_)
             | OpKey::Start(_)
+            // Told with the condition, once.
+            | OpKey::Resize
             | OpKey::RemoveSandbox(_)
             | OpKey::RemoveContainer(_)
             | OpKey::FinishDeletion
@@ -101,7 +109,7 @@ impl Worker {
         self.look_again |= self.memory.observed
             && match key {
                 OpKey::Inspect | OpKey::Sandbox | OpKey::Start(_) | OpKey::Kill(..) | OpKey::StopSandbox(_) => true,
-                OpKey::RemoveSandbox(_) | OpKey::RemoveContainer(_) => true,
+                OpKey::Resize | OpKey::RemoveSandbox(_) | OpKey::RemoveContainer(_) => true,
                 OpKey::Volumes | OpKey::Image(_) | OpKey::Release | OpKey::FinishDeletion | OpKey::RemoveLogs => false,
             };
     }

@@ -20,7 +20,9 @@ impl Worker {
             return false;
         }
         let probes = self.probe_views();
+        self.observe_resize(&probes, now);
         let view = self.view(&probes);
+        let pod_values = self.pod_values();
         let host_ips = self.shared.host_ips.load();
         let runtime_name = self.shared.runtime_name.load();
         let context = status::Context {
@@ -28,6 +30,8 @@ impl Worker {
             host_ips: &host_ips,
             runtime_name: &runtime_name,
             qos_class: self.shared.facilities.qos_class(&self.pod),
+            pod_values: &pod_values,
+            resize: &self.resize,
             now,
         };
         let status = status::status(&view, &context);
