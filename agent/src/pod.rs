@@ -29,6 +29,7 @@ pub mod leftovers;
 pub mod lifecycle;
 pub mod manager;
 pub mod memory;
+pub mod mounts;
 pub mod plan;
 pub mod resize;
 pub mod sandbox_config;

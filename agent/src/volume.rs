@@ -8,6 +8,7 @@
 //!  pods/UID/volumeDevices/kubernetes.io~local-volume/PV  link to a block device
 //!  pods/UID/plugins/nodelet~claim/NAME                   what the claim of a volume came to; the agent's own
 //!  pods/UID/etc-hosts
+//!  pods/UID/userns                                  ids of a pod with its own user namespace
 //! ```
 //! The layout, modes and markers are kubelet's, so that either agent takes over what the other left.
 //!
@@ -46,8 +47,10 @@ mod plan;
 mod remove;
 mod safe_path;
 mod setup;
+mod userns;
 
 pub use safe_path::PathError;
+pub use userns::IdRange;
 
 use claim::Claimed;
 use safe_path::{Dir, is_component};
@@ -156,6 +159,9 @@ pub enum VolumeError {
         /// What is left, and why.
         left: Vec<String>,
     },
+    /// A pod's user namespace.
+    #[error("user namespace: {0}")]
+    UserNamespace(String),
     /// A file of the pod's directory.
     #[error(transparent)]
     Path(#[from] PathError),
@@ -208,6 +214,7 @@ struct Inner {
     objects: Arc<dyn Objects>,
     recorder: Recorder,
     pods: Mutex<HashMap<PodUid, PodState>>,
+    ranges: Mutex<userns::Ranges>,
 }
 
 #[derive(Clone, Default)]
@@ -233,10 +240,11 @@ impl Volumes {
         std::fs::create_dir_all(root).map_err(|e| fail("create directory", root, e))?;
         let pods_dir = Dir::open(root)?.ensure("pods", 0o750)?.path().to_owned();
         let pods_dir = pods_dir.canonicalize().map_err(|e| fail("resolve", &pods_dir, e))?;
-        let inner = Inner { settings, pods_dir, objects, recorder, pods: Mutex::default() };
+        let inner = Inner { settings, pods_dir, objects, recorder, pods: Mutex::default(), ranges: Mutex::default() };
         let volumes = Self { inner: Arc::new(inner) };
         let pods = Dir::open(&volumes.inner.pods_dir)?;
         for uid in volumes.existing_pods()? {
+            volumes.recover_user_namespace(&pods, &uid);
             let claims = local::recorded_claims(&pods, uid.as_str());
             if !claims.is_empty() {
                 volumes.state(&uid, |state| state.claims = claims);
@@ -314,6 +322,43 @@ impl Volumes {
         self.on_pod(uid, move |pods, uid| setup::termination_log(&pods.ensure(uid, 0o750)?, &container, &id)).await
     }
 
+    /// The ids of a pod with its own user namespace. The range is on disk before it is answered.
+    pub async fn user_namespace(&self, uid: &PodUid) -> Result<IdRange, VolumeError> {
+        let (this, pod) = (self.clone(), uid.clone());
+        let range = self.on_pod(uid, move |pods, name| {
+            let directory = pods.ensure(name, 0o750)?;
+            if let Some(text) = setup::read_user_namespace(&directory)? {
+                let range = userns::decode(&text);
+                return Ok(range.and_then(|range| this.ranges().record(&pod, range).map(|()| range)));
+            }
+            let range = this.ranges().take(&pod);
+            if let Ok(range) = range {
+                setup::write_user_namespace(&directory, &userns::encode(range))?;
+            }
+            Ok(range)
+        });
+        range.await?.map_err(VolumeError::UserNamespace)
+    }
+
+    /// Takes over what an earlier agent, or kubelet, gave to a pod.
+    fn recover_user_namespace(&self, pods: &Dir, uid: &PodUid) {
+        let read = pods.child(uid.as_str()).and_then(|pod| setup::read_user_namespace(&pod));
+        let mut ranges = self.ranges();
+        let problem = match read {
+            Ok(None) => return,
+            Ok(Some(text)) => userns::decode(&text).and_then(|range| ranges.record(uid, range)).err(),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(problem) = problem {
+            tracing::error!(pod = uid.as_str(), problem, "the user namespace of a pod cannot be read");
+            ranges.is_unknown(uid);
+        }
+    }
+
+    fn ranges(&self) -> std::sync::MutexGuard<'_, userns::Ranges> {
+        self.inner.ranges.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Unmounts the pod's volumes and deletes its directory. Idempotent; what cannot go is reported and kept.
     pub async fn remove(&self, uid: &PodUid) -> Result<(), VolumeError> {
         let left = self.on_pod(uid, remove::remove_pod).await?;
@@ -321,6 +366,7 @@ impl Volumes {
             return Err(VolumeError::Remove { uid: uid.clone(), left });
         }
         self.pods().remove(uid);
+        self.ranges().release(uid);
         Ok(())
     }
 

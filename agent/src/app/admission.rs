@@ -44,5 +44,9 @@ fn updated(known: &admit::Node, node: &Node) -> admit::Node {
     for (name, amount) in crate::cgroup::resources::resource_list(listed) {
         allocatable.entry(name).or_insert(amount);
     }
-    admit::Node { labels: node.metadata.labels.clone().unwrap_or_default(), taints, allocatable, ..known.clone() }
+    let features = node.status.as_ref().and_then(|status| status.features.as_ref());
+    let strict_groups =
+        features.map(|features| features.supplemental_groups_policy == Some(true)).or(known.strict_groups);
+    let labels = node.metadata.labels.clone().unwrap_or_default();
+    admit::Node { labels, taints, allocatable, strict_groups, ..known.clone() }
 }

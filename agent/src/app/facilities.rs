@@ -9,14 +9,16 @@ use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use nodelet_proto::cri;
+use tokio::sync::watch;
 use tonic::Code;
 
 use crate::cgroup::{Cgroups, PodCgroup, QosClass, Values, qos_class};
 use crate::cri::{CriError, Runtime};
 use crate::ids::{ContainerId, PodUid};
+use crate::node::RuntimeHealth;
 use crate::objects::ObjectRef;
 use crate::pod::admit;
-use crate::pod::facilities::{Facilities, PodVolumes, SubPath};
+use crate::pod::facilities::{Facilities, IdRange, PodVolumes, RuntimeFeatures, SubPath};
 use crate::pod::spec;
 use crate::probe::{ExecError, ExecFn, ExecOutcome};
 use crate::quantity::Quantity;
@@ -30,6 +32,8 @@ pub struct NodeFacilities {
     pub cgroups: Cgroups,
     /// What pods may use of the node.
     pub allocatable: BTreeMap<String, Quantity>,
+    /// What the runtime says of itself.
+    pub health: watch::Receiver<RuntimeHealth>,
     /// The node, for its labels.
     pub node: Arc<ArcSwap<admit::Node>>,
 }
@@ -74,6 +78,23 @@ impl Facilities for NodeFacilities {
 
     fn remove_volumes<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move { text(self.volumes.remove(uid).await) })
+    }
+
+    fn user_namespace<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, Result<IdRange, String>> {
+        Box::pin(async move {
+            let range = text(self.volumes.user_namespace(uid).await)?;
+            Ok(IdRange { first: range.first, length: range.length })
+        })
+    }
+
+    fn runtime_features(&self, handler: &str) -> RuntimeFeatures {
+        let health = self.health.borrow();
+        let found = health.handlers.iter().find(|known| known.name == handler);
+        RuntimeFeatures {
+            user_namespaces: found.is_some_and(|known| known.user_namespaces),
+            recursive_read_only: found.is_some_and(|known| known.recursive_read_only_mounts),
+            strict_groups: health.supplemental_groups_policy == Some(true),
+        }
     }
 
     fn volume_refs(&self, pod: &Pod) -> Vec<ObjectRef> {

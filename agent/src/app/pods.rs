@@ -73,6 +73,10 @@ impl PodHalf {
         let images = kubelet.image_endpoint.clone().unwrap_or_else(|| kubelet.runtime_endpoint.clone());
         let runtime = Runtime::new(kubelet.runtime_endpoint.clone(), images, kubelet.runtime_timeout);
         let version = wait_for_runtime(&runtime).await;
+        // Known before the first pod: what the runtime can do decides how pods are made.
+        if let Ok(status) = runtime.status().await {
+            health.send_replace(RuntimeHealth::from_cri(&version, &status));
+        }
         let machine = machine::read(&config.root_dir);
         let cgroups = Cgroups::new(settings::cgroups(config, &machine, driver(&runtime).await))?;
         let cgroup = match cgroups.version() {
@@ -104,6 +108,7 @@ impl PodHalf {
                 cgroups,
                 allocatable: facts::allocatable(&machine, kubelet, true),
                 node: node.clone(),
+                health: health.subscribe(),
             }),
             probes: prober.clone(),
             sink,

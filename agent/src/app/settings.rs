@@ -90,7 +90,14 @@ pub fn admission(config: &Config, machine: &MachineFacts) -> admit::Node {
         taints: Vec::new(),
         allocatable,
         allowed_unsafe_sysctls: config.kubelet.allowed_unsafe_sysctls.clone(),
+        has_apparmor: has_apparmor(),
+        strict_groups: None,
     }
+}
+
+/// Whether the kernel enforces AppArmor profiles. It is looked at once, as by kubelet: switching it on takes a reboot.
+fn has_apparmor() -> bool {
+    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'))
 }
 
 /// Log shippers look below `/var/log/containers`; logs that are kept elsewhere have their links beside them.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Pod, Taint, Toleration};
 
-use super::spec;
+use super::{security, spec};
 use crate::cgroup::ResourceList;
 use crate::cgroup::resources::{Overhead, amount, pod_requests};
 use crate::quantity::{Format, Quantity};
@@ -27,6 +27,10 @@ pub struct Node {
     pub allocatable: ResourceList,
     /// Sysctls beyond the safe ones: names, or prefixes that end in `*`.
     pub allowed_unsafe_sysctls: Vec<String>,
+    /// The kernel enforces AppArmor profiles.
+    pub has_apparmor: bool,
+    /// The runtime honours `supplementalGroupsPolicy: Strict`; `None` until the Node object says so or not.
+    pub strict_groups: Option<bool>,
 }
 
 /// Why a pod is refused.
@@ -45,7 +49,9 @@ impl Rejection {
 
     /// The reason as events have it: one of a fixed set.
     pub fn event_reason(&self) -> &'static str {
-        const REASONS: [&str; 11] = [
+        const REASONS: [&str; 13] = [
+            "AppArmor",
+            "SupplementalGroupsPolicyNotSupported",
             "SysctlForbidden",
             "PodOSSelectorNodeLabelDoesNotMatch",
             "PodOSNotSupported",
@@ -68,8 +74,9 @@ impl Rejection {
 }
 
 /// Sysctls that are namespaced and isolated, so that every pod may set them. Source: "Using sysctls in a Kubernetes
-/// Cluster" of the documentation, as of v1.37.
-const SAFE_SYSCTLS: [&str; 12] = [
+/// Cluster" of the documentation, as of v1.37. Some need a kernel of at most 4.15; openat2(2), without which the agent does
+/// not run, came with 5.6.
+const SAFE_SYSCTLS: [&str; 14] = [
     "kernel.shm_rmid_forced",
     "net.ipv4.ip_local_port_range",
     "net.ipv4.ip_local_reserved_ports",
@@ -79,7 +86,9 @@ const SAFE_SYSCTLS: [&str; 12] = [
     "net.ipv4.tcp_keepalive_intvl",
     "net.ipv4.tcp_keepalive_probes",
     "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_notsent_lowat",
     "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_slow_start_after_idle",
     "net.ipv4.tcp_syncookies",
     "net.ipv4.tcp_wmem",
 ];
@@ -87,6 +96,8 @@ const SAFE_SYSCTLS: [&str; 12] = [
 /// Decides about a pod beside `others`, the pods that this node runs or is about to. `is_static` pods ignore taints.
 pub fn admit(pod: &Pod, is_static: bool, node: &Node, others: &[&Pod]) -> Result<(), Rejection> {
     sysctls(pod, node)?;
+    apparmor(pod, node)?;
+    supplemental_groups(pod, node)?;
     operating_system(pod, node)?;
     resources(pod, node, others)?;
     if !matches_node(pod, node) {
@@ -103,6 +114,26 @@ pub fn admit(pod: &Pod, is_static: bool, node: &Node, others: &[&Pod]) -> Result
     if !is_static && evicting.any(|taint| !tolerations.iter().any(|toleration| tolerates(toleration, taint))) {
         let message = "Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate";
         return Err(Rejection::new("TaintToleration", message));
+    }
+    Ok(())
+}
+
+/// A profile that the kernel would not enforce is worse than none: somebody relies on it.
+fn apparmor(pod: &Pod, node: &Node) -> Result<(), Rejection> {
+    let wanted = security::apparmor_profiles(pod);
+    if !node.has_apparmor && wanted.iter().any(|profile| profile != "Unconfined") {
+        let message = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
+        return Err(Rejection::new("AppArmor", message));
+    }
+    Ok(())
+}
+
+fn supplemental_groups(pod: &Pod, node: &Node) -> Result<(), Rejection> {
+    let context = spec::spec(pod).security_context.as_ref();
+    let policy = context.and_then(|context| context.supplemental_groups_policy.as_deref());
+    if policy == Some("Strict") && node.strict_groups == Some(false) {
+        let message = "SupplementalGroupsPolicy=Strict is not supported in this node";
+        return Err(Rejection::new("SupplementalGroupsPolicyNotSupported", message));
     }
     Ok(())
 }

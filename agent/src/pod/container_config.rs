@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use nodelet_proto::cri;
 
 use super::expand::expand;
+use super::facilities::IdRange;
 use super::security::{self, ImageUser, SecurityError};
 use super::spec::SpecContainer;
 use crate::cri::labels;
@@ -30,6 +31,8 @@ pub struct Inputs<'a> {
     pub resources: cri::LinuxContainerResources,
     /// For ephemeral containers: the container whose process namespace is joined.
     pub target: Option<ContainerId>,
+    /// The ids of a pod with its own user namespace.
+    pub users: Option<IdRange>,
     /// Node settings.
     pub security: &'a security::Settings,
 }
@@ -46,7 +49,11 @@ pub fn container_config(
     inputs: Inputs<'_>,
 ) -> Result<cri::ContainerConfig, SecurityError> {
     let container = &found.container;
-    let security = security::container(pod, container, &inputs.image_user, inputs.target.as_ref(), inputs.security)?;
+    let (target, users) = (inputs.target.as_ref(), inputs.users);
+    let security = security::container(pod, container, &inputs.image_user, target, users, inputs.security)?;
+    // Files keep the ids that they have on disk; the kernel translates them where they are mounted.
+    let ids = security::id_mappings(users);
+    let mapped = |mount| cri::Mount { uid_mappings: ids.clone(), gid_mappings: ids.clone(), ..mount };
     let lookup = |name: &str| inputs.env.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str());
     let expanded = |words: &Option<Vec<String>>| words.iter().flatten().map(|w| expand(w, lookup)).collect();
     Ok(cri::ContainerConfig {
@@ -60,7 +67,7 @@ pub fn container_config(
         args: expanded(&container.args),
         working_dir: container.working_dir.clone().unwrap_or_default(),
         envs: inputs.env.iter().map(|(k, v)| cri::KeyValue { key: k.clone(), value: v.clone().into() }).collect(),
-        mounts: inputs.mounts,
+        mounts: inputs.mounts.into_iter().map(mapped).collect(),
         devices: inputs.devices,
         labels: container_labels(pod, container),
         annotations: annotations(pod, container, inputs.attempt),
@@ -141,6 +148,7 @@ mod tests {
             devices: Vec::new(),
             resources: cri::LinuxContainerResources::default(),
             target: None,
+            users: None,
             security: &settings,
         };
         container_config(pod, &SpecContainer { role: Role::App, container, target: None }, inputs).unwrap()
@@ -258,6 +266,7 @@ mod tests {
             devices: Vec::new(),
             resources: cri::LinuxContainerResources::default(),
             target: None,
+            users: None,
             security: &settings,
         };
         assert!(container_config(&make_pod(), &found, inputs).is_err());

@@ -31,6 +31,26 @@ pub struct PodVolumes {
     pub refresh_at: Option<Nanos>,
 }
 
+/// Ids of the node that the ids 0 and up of a pod with its own user namespace stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdRange {
+    /// What root of the pod is on the node.
+    pub first: u32,
+    /// How many.
+    pub length: u32,
+}
+
+/// What the runtime can do with a handler of its, as it says itself; what it does not say it cannot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RuntimeFeatures {
+    /// User namespaces (KEP-127).
+    pub user_namespaces: bool,
+    /// Recursive read-only mounts (KEP-3857).
+    pub recursive_read_only: bool,
+    /// `supplementalGroupsPolicy: Strict` (KEP-3619).
+    pub strict_groups: bool,
+}
+
 /// A subPath of a volume that one container mounts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubPath {
@@ -63,6 +83,10 @@ pub trait Facilities: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<PathBuf, String>>;
     /// Removes volumes and the pod's directory. Idempotent.
     fn remove_volumes<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, Result<(), String>>;
+    /// The ids of a pod with its own user namespace: the same at every call, and no other pod's.
+    fn user_namespace<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, Result<IdRange, String>>;
+    /// What the runtime can do with a handler; the empty name is the default's.
+    fn runtime_features(&self, handler: &str) -> RuntimeFeatures;
     /// ConfigMaps and Secrets that the pod's volumes refer to.
     fn volume_refs(&self, pod: &Pod) -> Vec<ObjectRef>;
 

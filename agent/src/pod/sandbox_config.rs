@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use k8s_openapi::api::core::v1::Pod;
 use nodelet_proto::cri;
 
+use super::facilities::IdRange;
 use super::hosts::HostName;
 use super::security::{self, SecurityError};
 use super::spec;
@@ -27,6 +28,8 @@ pub struct Inputs {
     pub resources: Option<cri::LinuxContainerResources>,
     /// RuntimeClass overhead.
     pub overhead: Option<cri::LinuxContainerResources>,
+    /// The ids of a pod with its own user namespace.
+    pub users: Option<IdRange>,
     /// Whether hostPorts are given to the network plugin (portmap) rather than to the agent's own rules.
     pub port_mappings: bool,
 }
@@ -68,7 +71,7 @@ pub fn sandbox_config(pod: &Pod, inputs: Inputs) -> Result<cri::PodSandboxConfig
         annotations: meta.annotations.clone().unwrap_or_default().into_iter().collect(),
         linux: Some(cri::LinuxPodSandboxConfig {
             cgroup_parent: inputs.cgroup_parent,
-            security_context: Some(security::sandbox(pod)?),
+            security_context: Some(security::sandbox(pod, inputs.users)?),
             sysctls,
             overhead: inputs.overhead,
             resources: inputs.resources,
@@ -128,6 +131,7 @@ mod tests {
             cgroup_parent: "/kubepods/podu".into(),
             resources: None,
             overhead: None,
+            users: None,
             port_mappings,
         };
         sandbox_config(pod, inputs).unwrap()

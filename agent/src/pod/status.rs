@@ -37,6 +37,8 @@ pub struct Context<'a> {
     pub pod_values: &'a Values,
     /// Where the pod's resizes are.
     pub resize: &'a resize::State,
+    /// The runtime can mount recursively read-only.
+    pub recursive_read_only: bool,
     /// Now.
     pub now: Nanos,
 }

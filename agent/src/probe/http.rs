@@ -3,6 +3,10 @@
 //! HTTP/1.1 with a connection of its own. Certificates are not verified: a probe asks whether something answers, and nobody
 //! gives containers a certificate for the pod's address. Redirects are followed while they stay on the host; one that leads
 //! away ends the probe as a success with a warning.
+//!
+//! `host` may name any address, as under kubelet: whoever may create pods can make the node connect somewhere (kubernetes
+//! issue 99425). Until the API takes the field away, the rule is that he learns no more than kubelet tells: the class of the
+//! status, nothing of a failure's body, and no redirect leaves the host, so that an innocent `host` cannot become another.
 
 use std::sync::Arc;
 use std::time::Duration;

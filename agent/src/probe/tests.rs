@@ -126,6 +126,37 @@ async fn redirects_on_the_host_are_followed_and_others_warn() {
     assert_eq!(seen.lock().unwrap().len(), 10);
 }
 
+/// Server-side request forgery (CVE class of kubernetes issue 99425): what answers a probe cannot send the node elsewhere.
+#[tokio::test]
+async fn a_redirect_to_another_address_is_not_connected_to() {
+    let elsewhere = TcpListener::bind("127.0.0.2:0").await.unwrap();
+    let there = elsewhere.local_addr().unwrap();
+    let (port, _) = serve(move |request| {
+        let target = match request {
+            r if r.starts_with("GET /absolute ") => format!("http://{there}/latest/meta-data"),
+            r if r.starts_with("GET /relative ") => format!("//{there}/"),
+            r if r.starts_with("GET /user ") => format!("http://127.0.0.1@{there}/"),
+            r if r.starts_with("GET /port ") => format!("http://127.0.0.1.:{}/", there.port()),
+            _ => format!("http://127.0.0.2:{}/", there.port()),
+        };
+        reply("302 Found", &format!("Location: {target}\r\n"), "")
+    })
+    .await;
+    for path in ["/absolute", "/relative", "/user", "/port", "/"] {
+        let answer = get(port, path, &[]).await;
+        assert_eq!((answer.outcome, answer.warning), (Outcome::Success, true), "{path}: {}", answer.text);
+    }
+    let connected = tokio::time::timeout(Duration::ZERO, elsewhere.accept()).await;
+    assert!(connected.is_err(), "somebody connected: {connected:?}");
+}
+
+#[tokio::test]
+async fn the_body_of_a_failed_probe_is_told_to_nobody() {
+    let (port, _) = serve(|_| reply("403 Forbidden", "", "secret of the node's network")).await;
+    let answer = get(port, "/", &[]).await;
+    assert_eq!((answer.outcome, answer.text.as_str()), (Outcome::Failure, "HTTP probe failed with statuscode: 403"));
+}
+
 #[tokio::test]
 async fn a_large_body_is_read_only_in_part() {
     let (port, _) =

@@ -259,3 +259,25 @@ pub(super) fn termination_log(pod: &Dir, container: &str, id: &str) -> Result<Pa
     }
     Ok(directory.path().join(id))
 }
+
+const USER_NAMESPACE: &str = "userns";
+
+/// The file of a pod's user namespace, if it has one.
+pub(super) fn read_user_namespace(pod: &Dir) -> Result<Option<Vec<u8>>, PathError> {
+    // kubelet's file has 150 bytes.
+    match pod.read(USER_NAMESPACE, 4096) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Writes it so that it is there whole or not at all, also after a power cut: the pod's files belong to these ids.
+pub(super) fn write_user_namespace(pod: &Dir, text: &str) -> Result<(), PathError> {
+    const NEW: &str = ".userns.new";
+    let path = pod.path().join(USER_NAMESPACE);
+    let file = pod.write(NEW, 0o600, text.as_bytes())?;
+    rustix::fs::fsync(&file).map_err(|e| error("sync", &path, e))?;
+    rustix::fs::renameat(pod, NEW, pod, USER_NAMESPACE).map_err(|e| error("rename to", &path, e))?;
+    rustix::fs::fsync(pod).map_err(|e| error("sync", pod.path(), e))
+}

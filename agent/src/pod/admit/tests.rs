@@ -126,3 +126,31 @@ fn a_taint_that_evicts_keeps_pods_out_unless_they_tolerate_it_or_are_static() {
     let other = json!({"tolerations": [{"key": "k", "value": "w"}]});
     assert!(admit(&pod(other), false, &node, &[]).is_err());
 }
+
+#[test]
+fn apparmor_is_refused_where_the_kernel_does_not_enforce_it() {
+    let with = |kind: &str| pod(json!({"securityContext": {"appArmorProfile": {"type": kind}}}));
+    let mut annotated = pod(json!({}));
+    let key = "container.apparmor.security.beta.kubernetes.io/c".to_owned();
+    annotated.metadata.annotations = Some([(key, "localhost/mine".to_owned())].into());
+    for needs in [with("RuntimeDefault"), with("Localhost"), with(""), annotated] {
+        let rejection = admit(&needs, false, &node(), &[]).unwrap_err();
+        assert_eq!((rejection.reason.as_str(), rejection.event_reason()), ("AppArmor", "AppArmor"));
+        assert_eq!(rejection.message, "Cannot enforce AppArmor: AppArmor is not enabled on the host");
+        let enforcing = Node { has_apparmor: true, ..node() };
+        assert_eq!(admit(&needs, false, &enforcing, &[]), Ok(()));
+    }
+    assert_eq!(admit(&with("Unconfined"), false, &node(), &[]), Ok(()));
+}
+
+#[test]
+fn strict_groups_are_refused_where_the_runtime_ignores_them() {
+    let with = |policy: &str| pod(json!({"securityContext": {"supplementalGroupsPolicy": policy}}));
+    let on = |strict_groups| Node { strict_groups, ..node() };
+    let rejection = admit(&with("Strict"), false, &on(Some(false)), &[]).unwrap_err();
+    assert_eq!(rejection.reason, "SupplementalGroupsPolicyNotSupported");
+    assert_eq!(rejection.message, "SupplementalGroupsPolicy=Strict is not supported in this node");
+    for (policy, strict) in [("Strict", Some(true)), ("Strict", None), ("Merge", Some(false))] {
+        assert_eq!(admit(&with(policy), false, &on(strict), &[]), Ok(()), "{policy} {strict:?}");
+    }
+}

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
-use k8s_openapi::api::core::v1::{Container, Secret, VolumeDevice};
+use k8s_openapi::api::core::v1::{Container, Secret, VolumeDevice, VolumeMount};
 use nodelet_proto::cri;
 
 use super::{Context, Output, hooks, message, sandbox};
@@ -20,7 +20,7 @@ use crate::pod::container_config::{Inputs, container_config};
 use crate::pod::env::{self, EnvError, Sources};
 use crate::pod::facilities::SubPath;
 use crate::pod::spec::{self, Role, SpecContainer};
-use crate::pod::{expand, figures, hosts};
+use crate::pod::{expand, figures, hosts, mounts};
 
 const DEFAULT_TERMINATION_PATH: &str = "/dev/termination-log";
 const HOSTS_PATH: &str = "/etc/hosts";
@@ -125,7 +125,7 @@ async fn create(
         return Err(config_error("the image is not known yet"));
     };
     let env = environment(context, &found.container).await?;
-    let mounts = mounts(context, &found.container, attempt, &env).await?;
+    let mounts = all_mounts(context, &found.container, attempt, &env).await?;
     let inputs = Inputs {
         attempt,
         image_ref: image.reference,
@@ -135,6 +135,7 @@ async fn create(
         devices: devices(context, &found.container)?,
         resources: shared.facilities.container_resources(pod, &found.container),
         target: context.target.clone(),
+        users: sandbox::users(context).await.map_err(config_error)?,
         security: &shared.settings.security,
     };
     let config = container_config(pod, found, inputs).map_err(config_error)?;
@@ -227,14 +228,14 @@ pub(super) async fn pull_secrets(context: &Context) -> Vec<Arc<Secret>> {
 }
 
 /// Volume mounts, the hosts file and the termination log.
-async fn mounts(
+async fn all_mounts(
     context: &Context,
     container: &Container,
     attempt: u32,
     env: &[(String, String)],
 ) -> Result<Vec<cri::Mount>, Failure> {
     let lookup: BTreeMap<&str, &str> = env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-    let mut mounts = Vec::new();
+    let mut made = Vec::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let Some(volume) = context.volumes.paths.get(&mount.name) else {
             return Err(config_error(format!(
@@ -264,19 +265,30 @@ async fn mounts(
         };
         let read_only = mount.read_only == Some(true) || context.volumes.read_only.contains(&mount.name);
         let mut wire = bind(&host_path, &mount.mount_path, read_only);
-        wire.set_propagation(propagation(mount.mount_propagation.as_deref()).map_err(config_error)?);
-        mounts.push(wire);
+        wire.set_propagation(mounts::propagation(mount.mount_propagation.as_deref()).map_err(config_error)?);
+        wire.recursive_read_only = recursive_read_only(context, mount).await?;
+        made.push(wire);
     }
     let mounted = |path: &str| container.volume_mounts.iter().flatten().any(|m| m.mount_path == path);
     if !mounted(HOSTS_PATH) {
-        mounts.extend(hosts_mount(context).await?);
+        made.extend(hosts_mount(context).await?);
     }
     let path = container.termination_message_path.as_deref().unwrap_or(DEFAULT_TERMINATION_PATH);
     if !path.is_empty() && !mounted(path) {
         let file = context.shared.facilities.termination_log(&context.uid, &container.name, attempt).await;
-        mounts.push(bind(&file.map_err(config_error)?, path, false));
+        made.push(bind(&file.map_err(config_error)?, path, false));
     }
-    Ok(mounts)
+    Ok(made)
+}
+
+async fn recursive_read_only(context: &Context, mount: &VolumeMount) -> Result<bool, Failure> {
+    if mount.recursive_read_only.is_none() {
+        return Ok(false);
+    }
+    let handler = sandbox::handler(context).await.map_err(config_error)?;
+    let features = context.shared.facilities.runtime_features(&handler);
+    mounts::recursive_read_only(mount, features.recursive_read_only)
+        .map_err(|error| config_error(format!("failed to resolve recursive read-only mode: {error}")))
 }
 
 /// Block devices of `volumeDevices`.
@@ -309,17 +321,6 @@ fn bind(host_path: &Path, container_path: &str, readonly: bool) -> cri::Mount {
         container_path: container_path.to_owned(),
         readonly,
         ..Default::default()
-    }
-}
-
-fn propagation(mode: Option<&str>) -> Result<cri::MountPropagation, String> {
-    match mode {
-        None | Some("None") => Ok(cri::MountPropagation::PropagationPrivate),
-        Some("HostToContainer") => Ok(cri::MountPropagation::PropagationHostToContainer),
-        Some("Bidirectional") => Ok(cri::MountPropagation::PropagationBidirectional),
-        Some(other) => {
-            Err(format!("unknown mountPropagation \"{other}\"; allowed are None, HostToContainer, Bidirectional"))
-        }
     }
 }
 

@@ -7,9 +7,10 @@ use crate::event::EventType;
 use crate::metrics::METRICS;
 use crate::metrics::cells::{DEFAULT, Histogram};
 use crate::pod::action::Failure;
+use crate::pod::facilities::IdRange;
 use crate::pod::sandbox_config::{Inputs, log_directory_name, sandbox_config};
 use crate::pod::start_slot::StartSlot;
-use crate::pod::{dns, hosts, spec};
+use crate::pod::{dns, hosts, security, spec};
 use nodelet_proto::cri;
 
 fn refuse(message: String) -> Failure {
@@ -33,6 +34,7 @@ pub(super) async fn config(
     }
     let hostname = hosts::hostname(pod, &settings.dns.cluster_domain).map_err(refuse)?;
     let (resources, overhead) = shared.facilities.sandbox_resources(pod);
+    let users = users(context).await.map_err(refuse)?;
     let inputs = Inputs {
         attempt,
         hostname,
@@ -41,9 +43,26 @@ pub(super) async fn config(
         cgroup_parent,
         resources,
         overhead,
+        users,
         port_mappings: settings.port_mappings,
     };
     sandbox_config(pod, inputs).map_err(|error| refuse(error.to_string()))
+}
+
+/// The ids of a pod with its own user namespace; it has them from the first start to its end.
+pub(super) async fn users(context: &Context) -> Result<Option<IdRange>, String> {
+    if !security::has_own_users(&context.pod) {
+        return Ok(None);
+    }
+    context.shared.facilities.user_namespace(&context.uid).await.map(Some)
+}
+
+/// The runtime handler of the pod's RuntimeClass; empty is the default.
+pub(super) async fn handler(context: &Context) -> Result<String, String> {
+    match spec::spec(&context.pod).runtime_class_name.as_deref().filter(|class| !class.is_empty()) {
+        Some(class) => context.shared.objects.runtime_handler(class).await.map_err(|error| error.to_string()),
+        None => Ok(String::new()),
+    }
 }
 
 async fn read_resolv_conf(context: &Context) -> Result<dns::HostResolver, Failure> {
@@ -77,15 +96,14 @@ pub(super) async fn create(context: &Context, attempt: u32) -> (Result<Output, F
 
 async fn run(context: &Context, attempt: u32) -> Result<Output, Failure> {
     let (shared, pod) = (&context.shared, &context.pod);
+    let handler = handler(context).await.map_err(refuse)?;
+    security::check_runtime(pod, &handler, shared.facilities.runtime_features(&handler))
+        .map_err(|error| refuse(error.to_string()))?;
     let cgroup_parent = shared.facilities.ensure_cgroup(pod).await.map_err(refuse)?;
     let config = config(context, attempt, cgroup_parent).await?;
     tokio::fs::create_dir_all(&config.log_directory)
         .await
         .map_err(|error| refuse(format!("create log directory {}: {error}", config.log_directory)))?;
-    let handler = match spec::spec(pod).runtime_class_name.as_deref().filter(|class| !class.is_empty()) {
-        Some(class) => shared.objects.runtime_handler(class).await.map_err(|error| refuse(error.to_string()))?,
-        None => String::new(),
-    };
     let began = Instant::now();
     let result = shared.runtime.run_sandbox(config, handler.clone()).await;
     let make = || Histogram::new(&DEFAULT);

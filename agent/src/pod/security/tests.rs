@@ -1,8 +1,10 @@
 //! Tables of security contexts: what each field comes to, and what is refused.
 
-use k8s_openapi::api::core::v1::{Capabilities, PodSpec};
+use k8s_openapi::api::core::v1::{AppArmorProfile, PodSpec, SeccompProfile};
 
 use super::*;
+
+mod closed;
 
 fn make_pod(context: PodSecurityContext) -> Pod {
     let mut pod = Pod::default();
@@ -30,7 +32,7 @@ fn of(
     own: SecurityContext,
     image: &ImageUser,
 ) -> Result<cri::LinuxContainerSecurityContext, SecurityError> {
-    container(&make_pod(pod), &make_container(own), image, None, &settings())
+    container(&make_pod(pod), &make_container(own), image, None, None, &settings())
 }
 
 fn own(own: SecurityContext) -> cri::LinuxContainerSecurityContext {
@@ -102,7 +104,7 @@ fn groups_are_fs_group_and_supplemental_groups_under_a_known_policy() {
         let context = of(pod(policy), SecurityContext::default(), &ImageUser::default()).unwrap();
         assert_eq!(context.supplemental_groups, [100, 200, 300]);
         assert_eq!(context.supplemental_groups_policy(), expected);
-        let sandbox = sandbox(&make_pod(pod(policy))).unwrap();
+        let sandbox = sandbox(&make_pod(pod(policy)), None).unwrap();
         assert_eq!(sandbox.supplemental_groups, [100, 200, 300]);
         assert_eq!(sandbox.supplemental_groups_policy(), expected);
     }
@@ -163,7 +165,7 @@ fn seccomp_profiles_come_from_the_container_then_the_pod_then_the_default() {
         let app =
             make_container(SecurityContext { seccomp_profile: of_container.clone(), ..SecurityContext::default() });
         let settings = Settings { seccomp_default: default, ..settings() };
-        let context = container(&pod, &app, &ImageUser::default(), None, &settings).unwrap();
+        let context = container(&pod, &app, &ImageUser::default(), None, None, &settings).unwrap();
         let found = context.seccomp.unwrap();
         let situation = format!("{of_pod:?} {of_container:?} {default}");
         assert_eq!((found.profile_type(), found.localhost_ref.as_str()), expected, "{situation}");
@@ -207,7 +209,7 @@ fn namespaces_are_the_pods_unless_the_spec_asks_for_the_nodes() {
     use cri::NamespaceMode::{Container as Own, Node, Pod as Shared, Target};
     let modes = |spec: PodSpec, target: Option<&str>| {
         let pod = Pod { spec: Some(spec), ..Pod::default() };
-        let options = namespaces(&pod, target.map(ContainerId::new).as_ref());
+        let options = namespaces(&pod, target.map(ContainerId::new).as_ref(), None).unwrap();
         (options.network(), options.ipc(), options.pid(), options.target_id)
     };
     let spec = PodSpec::default;
@@ -231,7 +233,7 @@ fn a_sandbox_is_privileged_when_one_of_its_containers_is() {
             containers: apps.map(app).to_vec(),
             ..PodSpec::default()
         };
-        sandbox(&Pod { spec: Some(spec), ..Pod::default() }).unwrap()
+        sandbox(&Pod { spec: Some(spec), ..Pod::default() }, None).unwrap()
     };
     assert!(!of(None, [None, Some(false)]).privileged);
     assert!(of(None, [None, Some(true)]).privileged);

@@ -9,6 +9,7 @@ use super::{Context, resources, time};
 use crate::cri::{ContainerState, ContainerView};
 use crate::pod::lifecycle::{Lifecycle, SECOND};
 use crate::pod::memory::finished_at;
+use crate::pod::mounts;
 use crate::pod::spec::{self, Role};
 use crate::pod::view::PodView;
 
@@ -44,7 +45,7 @@ fn one(view: &PodView<'_>, context: &Context<'_>, name: &str, role: Role) -> Con
     let mut status = ContainerStatus {
         name: name.to_owned(),
         image: container.image.clone().unwrap_or_default(),
-        volume_mounts: volume_mounts(&container),
+        volume_mounts: volume_mounts(&container, context.recursive_read_only),
         started: Some(false),
         ..ContainerStatus::default()
     };
@@ -281,7 +282,7 @@ fn user(container: &ContainerView) -> Option<ContainerUser> {
     })
 }
 
-fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+fn volume_mounts(container: &Container, recursive_read_only: bool) -> Option<Vec<VolumeMountStatus>> {
     let mounts: Vec<VolumeMountStatus> = container
         .volume_mounts
         .iter()
@@ -290,7 +291,7 @@ fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
             name: mount.name.clone(),
             mount_path: mount.mount_path.clone(),
             read_only: mount.read_only.filter(|ro| *ro),
-            recursive_read_only: mount.read_only.filter(|ro| *ro).map(|_| "Disabled".to_owned()),
+            recursive_read_only: mounts::recursive_read_only_status(mount, recursive_read_only),
             ..VolumeMountStatus::default()
         })
         .collect();

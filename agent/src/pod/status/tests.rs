@@ -185,6 +185,7 @@ impl Scene {
             qos_class: "BestEffort",
             pod_values: &pod_values,
             resize: &self.resize,
+            recursive_read_only: false,
             now: self.now,
         };
         status(&view, &context)

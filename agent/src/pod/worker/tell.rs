@@ -25,6 +25,8 @@ impl Worker {
         let pod_values = self.pod_values();
         let host_ips = self.shared.host_ips.load();
         let runtime_name = self.shared.runtime_name.load();
+        // Classes are usually named after their handler; where one is not, its mounts are shown as not recursive.
+        let handler = spec::spec(&self.pod).runtime_class_name.as_deref().unwrap_or_default();
         let context = status::Context {
             last: &self.last,
             host_ips: &host_ips,
@@ -32,6 +34,7 @@ impl Worker {
             qos_class: self.shared.facilities.qos_class(&self.pod),
             pod_values: &pod_values,
             resize: &self.resize,
+            recursive_read_only: self.shared.facilities.runtime_features(handler).recursive_read_only,
             now,
         };
         let status = status::status(&view, &context);

@@ -169,3 +169,128 @@ async fn names_that_leave_the_pods_directory_are_refused() {
     let uid = PodUid::new("u1");
     assert!(node.volumes.termination_log(&uid, "../../x", "1").await.is_err());
 }
+
+/// Class A: thousands of resolutions while two exchanges run, checked by inode and not by what happens to be inside.
+#[test]
+fn ten_thousand_subpaths_under_attack_resolve_inside_or_not_at_all() {
+    let node = Node::new();
+    let (volume, outside) = (node.root.path().join("volume"), node.root.path().join("outside"));
+    std::fs::create_dir_all(volume.join("dir/inner")).unwrap();
+    std::fs::create_dir_all(outside.join("inner")).unwrap();
+    symlink(&outside, volume.join("link")).unwrap();
+    symlink("../../outside", volume.join("dir/up")).unwrap();
+    let inside: Vec<u64> =
+        ["dir", "dir/inner"].iter().map(|path| std::fs::metadata(volume.join(path)).unwrap().ino()).collect();
+    let handle = Dir::open(&volume).unwrap();
+    let done = AtomicBool::new(false);
+    let (mut resolved, mut refused) = (0u32, 0u32);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let top = Dir::open(&volume).unwrap();
+            let below = Dir::open(&volume.join("dir")).unwrap();
+            while !done.load(Ordering::Relaxed) {
+                let exchange = rustix::fs::RenameFlags::EXCHANGE;
+                let _ = rustix::fs::renameat_with(&top, "dir", &top, "link", exchange);
+                let _ = rustix::fs::renameat_with(&below, "inner", &below, "up", exchange);
+            }
+        });
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while (resolved + refused < 10_000 || resolved < 100 || refused < 100) && std::time::Instant::now() < deadline {
+            match safe_path::open_subpath(&handle, "dir/inner") {
+                Ok(found) => {
+                    let found = rustix::fs::fstat(&found).unwrap().st_ino;
+                    assert!(inside.contains(&found), "inode {found} is not of the volume");
+                    resolved += 1;
+                }
+                Err(_) => refused += 1,
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(resolved >= 100 && refused >= 100, "both sides of the race were seen: {resolved}, {refused}");
+    assert_eq!(std::fs::read_dir(outside.join("inner")).unwrap().count(), 0, "nothing was created outside");
+}
+
+/// Names, types, owners, modes and contents below a directory.
+fn picture(directory: &Path) -> Vec<String> {
+    let mut lines = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let found = std::fs::symlink_metadata(&path).unwrap();
+        let content = if found.is_file() { std::fs::read(&path).unwrap() } else { Vec::new() };
+        lines.push(format!("{} {:o} {} {} {content:?}", path.display(), found.mode(), found.uid(), found.gid()));
+        if found.is_dir() {
+            lines.extend(picture(&path));
+        }
+    }
+    lines.sort();
+    lines
+}
+
+/// Fills a directory as a hostile container would; `random` decides.
+fn plant(directory: &Path, outside: &Path, random: &mut impl FnMut(usize) -> usize, depth: usize) {
+    for n in 0..=random(5) {
+        let path = directory.join(["..data", "..data_tmp", "a", "..2020_01_01_00_00_00.1", "key", "x y"][random(6)]);
+        let mounts = depth == 0;
+        let _ = match random(if mounts { 8 } else { 6 }) {
+            0 => symlink(outside, &path),
+            1 => symlink("../../../../../../../../outside", &path),
+            2 => std::fs::hard_link(outside.join("canary"), &path),
+            // Through no link that is there already: the container writes in its own file system.
+            3 => std::fs::File::create_new(&path)
+                .and_then(|mut file| std::io::Write::write_all(&mut file, &[b'0'; 3][..n.min(3)])),
+            4 => rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o666.into(), 0)
+                .map_err(Into::into),
+            5 if depth < 4 => std::fs::create_dir(&path).map(|()| plant(&path, outside, random, depth + 1)),
+            6 => std::fs::create_dir(&path).and_then(|()| {
+                let (source, target) = (Dir::open(outside).unwrap(), Dir::open(&path).unwrap());
+                mount::bind(source.as_fd(), target.as_fd())
+            }),
+            7 => std::fs::create_dir(&path).map(|()| {
+                mount::mount_tmpfs(&Dir::open(&path).unwrap(), Some(1 << 16)).unwrap();
+                std::fs::write(path.join("in-tmpfs"), "").unwrap();
+            }),
+            _ => Ok(()),
+        };
+    }
+}
+
+/// Class B over generated trees: whatever is planted in a writable volume and in a volume of the agent, an update and the
+/// removal change nothing outside, and nothing of the pod is left.
+#[tokio::test]
+async fn generated_trees_make_the_agent_touch_nothing_outside() {
+    for seed in 1..=60u64 {
+        let node = Node::new();
+        let outside = node.root.path().join("outside");
+        std::fs::create_dir_all(outside.join("deep/er")).unwrap();
+        std::fs::write(outside.join("canary"), "alive").unwrap();
+        std::fs::write(outside.join("deep/er/canary"), "too").unwrap();
+        node.objects.maps.lock().unwrap().insert("m".to_owned(), json!({"data": {"key": "1", "a": "2"}}));
+        let pod = make_pod(json!([{"name": "disk", "emptyDir": {}}, {"name": "map", "configMap": {"name": "m"}}]));
+        let placed = node.ensure(&pod).await.unwrap();
+        let before = picture(&outside);
+        // xorshift64: the same trees every time.
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mut random = |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            usize::try_from(state % below as u64).unwrap()
+        };
+        for volume in ["disk", "map"] {
+            let path = placed.host_path(volume).unwrap();
+            if volume == "map" {
+                let _ = std::fs::remove_file(path.join("..data"));
+                let _ = std::fs::remove_file(path.join("key"));
+            }
+            plant(path, &outside, &mut random, 0);
+        }
+        // It may succeed or be refused; it may not reach outside.
+        node.objects.maps.lock().unwrap().insert("m".to_owned(), json!({"data": {"key": "3"}}));
+        let _ = node.ensure(&pod).await;
+        assert_eq!(picture(&outside), before, "seed {seed}: an update");
+        node.volumes.remove(&PodUid::new("u1")).await.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        assert_eq!(picture(&outside), before, "seed {seed}: the removal");
+        assert!(!node.volumes.pod_dir(&PodUid::new("u1")).exists(), "seed {seed}");
+    }
+}

@@ -204,3 +204,27 @@ async fn a_generic_ephemeral_volume_is_named_after_pod_and_volume() {
     node.objects.claims.lock().unwrap().get_mut("p-data").unwrap()["metadata"]["ownerReferences"] = owner;
     node.ensure(&pod).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_pods_user_namespace_is_its_own_and_outlives_the_agent() {
+    let mut node = Node::new();
+    let (first, second) = (PodUid::new("u1"), PodUid::new("u2"));
+    let range = node.volumes.user_namespace(&first).await.unwrap();
+    let file = node.volumes.pod_dir(&first).join("userns");
+    assert!(
+        std::fs::read_to_string(&file)
+            .unwrap()
+            .starts_with(&format!("{{\"uidMappings\":[{{\"hostId\":{}", range.first))
+    );
+    node.restart();
+    assert_ne!(node.volumes.user_namespace(&second).await.unwrap().first, range.first);
+    assert_eq!(node.volumes.user_namespace(&first).await.unwrap(), range);
+    // A torn file: its range is not guessed, and nobody else gets one that may be it.
+    std::fs::write(&file, "{\"uidMap").unwrap();
+    node.restart();
+    assert!(node.volumes.user_namespace(&first).await.is_err());
+    let error = node.volumes.user_namespace(&PodUid::new("u3")).await.unwrap_err().to_string();
+    assert!(error.contains("\"u1\" cannot be read"), "{error}");
+    node.volumes.remove(&first).await.unwrap();
+    assert_eq!(node.volumes.user_namespace(&PodUid::new("u3")).await.unwrap(), range, "what is released is used again");
+}
