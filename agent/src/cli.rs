@@ -209,6 +209,12 @@ pub struct RunArgs {
     /// Directory of certificates
     #[arg(long)]
     pub cert_dir: Option<PathBuf>,
+    /// CredentialProviderConfig file, or a directory of them
+    #[arg(long)]
+    pub image_credential_provider_config: Option<PathBuf>,
+    /// Directory of the credential providers' programs
+    #[arg(long)]
+    pub image_credential_provider_bin_dir: Option<PathBuf>,
     /// Node name
     #[arg(long)]
     pub hostname_override: Option<String>,
@@ -271,6 +277,8 @@ impl RunArgs {
             root_dir: self.root_dir.clone(),
             cert_dir: self.cert_dir.clone(),
             state_dir: Some(state_dir.to_owned()),
+            credential_provider_config: self.image_credential_provider_config.clone(),
+            credential_provider_bin_dir: self.image_credential_provider_bin_dir.clone(),
             hostname_override: self.hostname_override.clone(),
             node_ip: self.node_ip.clone(),
             node_labels: self.node_labels.clone(),

@@ -13,6 +13,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+pub mod credential_providers;
 pub mod dropins;
 pub mod duration;
 pub mod fields;
@@ -27,6 +28,8 @@ pub use kubelet::Kubelet;
 pub use proxy::Proxy;
 
 use fields::{Fields, Findings, Problem};
+
+use crate::pod::images::provider::Provider;
 
 /// The Kubernetes level that is implemented, and ours as build metadata. Schedulers and suites compare the first part.
 pub const KUBELET_VERSION: &str = concat!("v1.37.2+nodelet.", env!("CARGO_PKG_VERSION"));
@@ -82,6 +85,10 @@ pub struct Flags {
     pub cert_dir: Option<PathBuf>,
     /// `--state-dir`.
     pub state_dir: Option<PathBuf>,
+    /// `--image-credential-provider-config`.
+    pub credential_provider_config: Option<PathBuf>,
+    /// `--image-credential-provider-bin-dir`.
+    pub credential_provider_bin_dir: Option<PathBuf>,
     /// `--hostname-override`.
     pub hostname_override: Option<String>,
     /// `--node-ip`, one or two separated by a comma.
@@ -133,6 +140,8 @@ pub struct Config {
     pub cert_dir: PathBuf,
     /// nodelet's own directory, `/var/lib/nodelet`.
     pub state_dir: PathBuf,
+    /// Directory of credential providers, and the providers.
+    pub credential_providers: (PathBuf, Vec<Provider>),
     /// From the `KubeletConfiguration`.
     pub kubelet: Kubelet,
     /// The same as it was given: file, drop-ins and flags, merged. `/configz` shows it.
@@ -175,6 +184,11 @@ pub fn load(flags: &Flags) -> Result<(Config, Vec<Problem>), Vec<Problem>> {
         root_dir: flags.root_dir.clone().unwrap_or_else(|| "/var/lib/kubelet".into()),
         cert_dir: flags.cert_dir.clone().unwrap_or_else(|| "/var/lib/kubelet/pki".into()),
         state_dir,
+        credential_providers: credential_providers::read(
+            flags.credential_provider_config.as_deref(),
+            flags.credential_provider_bin_dir.as_deref(),
+            &mut findings,
+        ),
         cni_conf_dir: match &flags.cni_conf_dir {
             Some(dir) => Some(dir.clone()).filter(|dir| !dir.as_os_str().is_empty()),
             None => Some("/etc/cni/net.d".into()),

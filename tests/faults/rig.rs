@@ -13,16 +13,18 @@ use harness::fake_cri::FakeCri;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Container, PersistentVolume, PersistentVolumeClaim, Pod, PodStatus, Secret,
 };
+use nodelet::cgroup::{PodCgroup, Values};
 use nodelet::cri::{Runtime, events};
 use nodelet::event::{Event, Recorder};
 use nodelet::ids::{ObjectKey, PodUid};
 use nodelet::objects::{ObjectError, ObjectRef, Objects, ServiceEnv, Token, TokenAsk};
-use nodelet::pod::facilities::{Facilities, PodVolumes, StatusSink, SubPath};
-use nodelet::pod::images::Images;
+use nodelet::pod::allocation::checkpoint::{self, Checkpoint};
+use nodelet::pod::facilities::{Facilities, IdRange, PodVolumes, RuntimeFeatures, StatusSink, SubPath};
+use nodelet::pod::images::{self, Images};
 use nodelet::pod::journal::Journal;
 use nodelet::pod::manager::{Inputs, Manager};
 use nodelet::pod::shared::{self, Settings, Shared};
-use nodelet::pod::{admit, dns, security};
+use nodelet::pod::{admit, dns, resize, security};
 use nodelet::probe::{self, ExecError, ExecOutcome, Prober};
 use nodelet::quantity::Quantity;
 use nodelet::source::{SourceName, SourceUpdate};
@@ -118,6 +120,26 @@ impl Facilities for Places {
         _: &Pod,
     ) -> (Option<cri::LinuxContainerResources>, Option<cri::LinuxContainerResources>) {
         (None, None)
+    }
+
+    fn user_namespace<'a>(&'a self, _: &'a PodUid) -> BoxFuture<'a, Result<IdRange, String>> {
+        Box::pin(std::future::ready(Err("there are no user namespaces".to_owned())))
+    }
+
+    fn runtime_features(&self, _: &str) -> RuntimeFeatures {
+        RuntimeFeatures::default()
+    }
+
+    fn pod_values(&self, _: &Pod) -> Values {
+        Values::default()
+    }
+
+    fn pod_cgroup<'a>(&'a self, _: &'a Arc<Pod>) -> BoxFuture<'a, Result<PodCgroup, String>> {
+        Box::pin(std::future::ready(Err("there are no cgroups".to_owned())))
+    }
+
+    fn write_pod_cgroup<'a>(&'a self, _: &'a Arc<Pod>, _: Values) -> BoxFuture<'a, Result<(), String>> {
+        ready(())
     }
 
     fn qos_class(&self, _: &Pod) -> &'static str {
@@ -220,6 +242,7 @@ impl Rig {
             }
         });
         let ((probes_tx, probes), (announced_tx, announced)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+        let (freed_tx, freed) = mpsc::unbounded_channel();
         let exec = runtime.clone();
         let exec: probe::ExecFn = Arc::new(move |id, command, limit| {
             let exec = exec.clone();
@@ -230,13 +253,16 @@ impl Rig {
         });
         let prober = Prober::new(probe::Settings::default(), exec, probes_tx, recorder.clone());
         let shared = Arc::new(Shared {
-            images: Images::new(runtime.clone(), 4),
+            images: Images::new(runtime.clone(), pulls(self.dir.path().into()))?,
             objects: Arc::new(NoObjects),
             facilities: Arc::new(Places(self.dir.path().into())),
             probes: Arc::new(prober),
             sink: self.published.clone(),
             recorder,
             journal: Journal::open(self.dir.path().join("journal"))?,
+            allocated: Checkpoint::open(self.dir.path(), checkpoint::ALLOCATED)?,
+            actuated: Checkpoint::open(self.dir.path(), checkpoint::ACTUATED)?,
+            freed: freed_tx,
             settings: settings(self.dir.path().into()),
             node: Arc::new(ArcSwap::from_pointee(admit_all())),
             host_ips: ArcSwap::from_pointee(vec!["192.0.2.1".to_owned()]),
@@ -251,7 +277,7 @@ impl Rig {
         tokio::spawn(events::run(runtime, runtime_tx, stop.clone()));
         let (sources, updates) = mpsc::unbounded_channel();
         let ((objects_tx, objects), (node_tx, node)) = (mpsc::unbounded_channel(), mpsc::channel(1));
-        let inputs = Inputs { sources: updates, runtime: runtime_rx, probes, objects, announced, node };
+        let inputs = Inputs { sources: updates, runtime: runtime_rx, probes, objects, announced, node, freed };
         let manager = Manager::new(shared, BTreeSet::from([SourceName::Manifests]));
         tokio::spawn(manager.run(inputs, stop.clone()));
         for pod in self.wanted.values() {
@@ -395,6 +421,18 @@ fn settings(dir: PathBuf) -> Settings {
         port_mappings: false,
         container_links: None,
         kept_logs: dir.join("kept"),
+        resize: resize::Rules { limited_swap: false },
+    }
+}
+
+fn pulls(dir: PathBuf) -> images::Settings {
+    images::Settings {
+        parallel: 4,
+        rate: (0, 1),
+        policy: images::records::Policy::default(),
+        home: dir.clone(),
+        providers: (dir.clone(), Vec::new()),
+        root_dir: dir,
     }
 }
 
@@ -407,5 +445,7 @@ fn admit_all() -> admit::Node {
         taints: Vec::new(),
         allocatable: allocatable.into_iter().map(|(name, text)| (name.to_owned(), amount(text))).collect(),
         allowed_unsafe_sysctls: Vec::new(),
+        has_apparmor: false,
+        strict_groups: None,
     }
 }

@@ -62,6 +62,8 @@ pub struct Options {
     pub network_failure: Option<String>,
     /// Whether a pull of an image that was never added succeeds.
     pub any_image_can_be_pulled: bool,
+    /// Images that the registry gives only to these users: image as it is pulled, user and password.
+    pub private_images: Vec<(String, String, String)>,
 }
 
 impl Default for Options {
@@ -73,6 +75,7 @@ impl Default for Options {
             cgroup_driver: Some(cri::CgroupDriver::Cgroupfs),
             network_failure: None,
             any_image_can_be_pulled: true,
+            private_images: Vec::new(),
         }
     }
 }

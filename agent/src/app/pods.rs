@@ -94,13 +94,16 @@ impl PodHalf {
         let prober =
             Prober::new(probe::Settings::default(), facilities::exec(runtime.clone()), probes_tx, recorder.clone());
         let prober = Arc::new(prober);
+        let images =
+            Images::new(runtime.clone(), settings::images(config)).context("cannot keep records of image pulls")?;
+        images.recover().await;
         let settings = settings::pods(config);
         for directory in [Some(&settings.log_dir), settings.container_links.as_ref()].into_iter().flatten() {
             std::fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
         }
         let node = Arc::new(ArcSwap::from_pointee(super::settings::admission(config, &machine)));
         let shared = Arc::new(Shared {
-            images: Images::new(runtime.clone(), kubelet.parallel_pulls),
+            images,
             runtime,
             objects,
             facilities: Arc::new(NodeFacilities {

@@ -8,7 +8,7 @@ use crate::config::proxy::LocalMode;
 use crate::config::{Config, Mode, Only};
 use crate::logs::kept;
 use crate::node::facts::MachineFacts;
-use crate::pod::{admit, dns, lifecycle, resize, security, shared};
+use crate::pod::{admit, dns, images, lifecycle, resize, security, shared};
 use crate::quantity::{Format, Quantity};
 use crate::service::node_ports::{NodePorts, Place};
 use crate::service::{self, Cidr};
@@ -70,6 +70,20 @@ pub fn pods(config: &Config) -> shared::Settings {
         port_mappings: true,
         container_links: container_links(config),
         kept_logs: kept::execute::place(&config.kubelet.pod_logs_dir),
+    }
+}
+
+/// Settings of image pulls.
+pub fn images(config: &Config) -> images::Settings {
+    let kubelet = &config.kubelet;
+    let number = |n: i64| u32::try_from(n).unwrap_or(u32::MAX);
+    images::Settings {
+        parallel: kubelet.parallel_pulls,
+        rate: (number(kubelet.registry_qps.0), number(kubelet.registry_qps.1)),
+        policy: kubelet.pull_verification.clone(),
+        root_dir: config.root_dir.clone(),
+        home: images::node_config::home(),
+        providers: config.credential_providers.clone(),
     }
 }
 

@@ -150,8 +150,6 @@ pub const KUBELET: &[Row] = &[
     ("stderrthreshold", "", Gone),
     ("log-dir", "", Gone),
     ("log-file", "", Gone),
-    ("image-credential-provider-config", "", Gone),
-    ("image-credential-provider-bin-dir", "", Gone),
     ("runtime-cgroups", "", Gone),
     ("lock-file", "", Gone),
     ("exit-on-lock-contention", "", GoneSwitch),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::fields::{Fields, Findings, Unread};
+use crate::pod::images::records::Policy;
 use crate::quantity::Quantity;
 
 pub(super) mod sections;
@@ -79,6 +80,8 @@ pub struct Kubelet {
     pub runtime_timeout: Duration,
     /// How many images are pulled at once.
     pub parallel_pulls: usize,
+    /// Which images on the node ask a pod for credentials.
+    pub pull_verification: Policy,
     /// How often the node status is computed.
     pub status_update: Duration,
     /// How often it is sent when nothing changed.
@@ -246,15 +249,13 @@ pub struct Logging {
 }
 
 /// Fields that exist and are not read, each with the value that asks for nothing: kubelet's default.
-const UNREAD: [Unread; 56] = [
+const UNREAD: [Unread; 54] = [
     ("syncFrequency", "1m0s"),
     ("fileCheckFrequency", "20s"),
     ("httpCheckFrequency", "20s"),
     ("staticPodURL", ""),
     ("staticPodURLHeader", ""),
     ("tlsCurvePreferences", ""),
-    ("imagePullCredentialsVerificationPolicy", "NeverVerifyPreloadedImages"),
-    ("preloadedImagesVerificationAllowlist", ""),
     ("enableContentionProfiling", "false"),
     ("oomScoreAdj", "-999"),
     ("imageMinimumGCAge", "2m0s"),
@@ -344,6 +345,7 @@ pub fn read(mut fields: Fields, f: &mut Findings) -> Kubelet {
         image_endpoint: endpoint(all, f, "imageServiceEndpoint"),
         runtime_timeout: all.duration(f, "runtimeRequestTimeout").unwrap_or(Duration::from_secs(120)),
         parallel_pulls: parallel_pulls(all, f),
+        pull_verification: sections::pull_verification(all, f),
         status_update: status_update.unwrap_or(Duration::from_secs(10)),
         status_report: all
             .duration(f, "nodeStatusReportFrequency")

@@ -3,6 +3,15 @@
 use crate::cri::{ContainerView, Nanos, PodRuntime, SandboxView};
 use crate::ids::{ContainerId, SandboxId};
 
+/// What an image is needed for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ImageUse {
+    /// To create the container of this name from.
+    Container(String),
+    /// To mount as the volume of this name.
+    Volume(String),
+}
+
 /// Identity of an operation in flight; a plan never starts a second one with the same key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum OpKey {
@@ -12,8 +21,8 @@ pub enum OpKey {
     Volumes,
     /// Creating the sandbox.
     Sandbox,
-    /// Getting the image of a container.
-    Image(String),
+    /// Getting an image for something; another image for it is another operation.
+    Image(ImageUse, String),
     /// Creating and starting a container.
     Start(String),
     /// Stopping a container within a number of seconds; a shorter grace is another operation.
@@ -63,10 +72,12 @@ pub enum Op {
         /// Attempt number, in the sandbox's name.
         attempt: u32,
     },
-    /// Make sure that the image of a container is on the node.
+    /// Make sure that an image is on the node.
     EnsureImage {
-        /// Container name.
-        container: String,
+        /// What it is for.
+        for_use: ImageUse,
+        /// The image as the spec names it.
+        image: String,
     },
     /// Create and start a container, and run its postStart hook.
     StartContainer {
@@ -111,7 +122,7 @@ impl Op {
             Self::Inspect => OpKey::Inspect,
             Self::PrepareVolumes => OpKey::Volumes,
             Self::CreateSandbox { .. } => OpKey::Sandbox,
-            Self::EnsureImage { container } => OpKey::Image(container.clone()),
+            Self::EnsureImage { for_use, image } => OpKey::Image(for_use.clone(), image.clone()),
             Self::StartContainer { container, .. } => OpKey::Start(container.clone()),
             Self::KillContainer { id, grace_seconds, .. } => OpKey::Kill(id.clone(), *grace_seconds),
             Self::Resize => OpKey::Resize,
@@ -177,4 +188,11 @@ pub struct Failed {
     pub retry_at: Nanos,
     /// The back-off that led to `retry_at`.
     pub delay: Nanos,
+}
+
+impl Failed {
+    /// When it failed.
+    pub fn since(&self) -> Nanos {
+        self.retry_at - self.delay
+    }
 }

@@ -3,15 +3,17 @@
 //! Each function does what the [`Op`] says and answers what it saw; none of them decides. An operation that reaches the
 //! runtime answers with the runtime's own view, so that memory never holds what we merely hope.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
-use super::action::{Failure, Op, Output};
+use super::action::{Failure, ImageUse, Op, Output};
 use super::allocation::ResourceInfo;
 use super::facilities::PodVolumes;
-use super::images::Image;
+use super::images::{self, Image};
 use super::resize::steps::Running;
 use super::shared::Shared;
 use super::spec;
@@ -40,7 +42,7 @@ pub enum Extra {
     /// Volumes are in place.
     Volumes(PodVolumes),
     /// An image is there; how long it was pulled, if it was.
-    Image(String, Image, Option<Duration>),
+    Image(ImageUse, Image, Option<Duration>),
     /// A place among the pods that are being started.
     Slot(StartSlot),
 }
@@ -64,6 +66,8 @@ pub struct Context {
     pub sandbox: Option<crate::cri::SandboxView>,
     /// Image of the container that the operation is about.
     pub image: Option<Image>,
+    /// Images of image volumes, by volume name.
+    pub volume_images: BTreeMap<String, Image>,
     /// The running container that an ephemeral container looks at.
     pub target: Option<crate::ids::ContainerId>,
     /// The status as it was published last.
@@ -90,7 +94,7 @@ pub async fn execute(context: Context, op: Op) -> (Result<Output, Failure>, Extr
         Op::Inspect => plain(inspect(&context).await),
         Op::PrepareVolumes => volumes(&context).await,
         Op::CreateSandbox { attempt } => sandbox::create(&context, attempt).await,
-        Op::EnsureImage { container } => image(&context, container).await,
+        Op::EnsureImage { for_use, image: name } => image(&context, for_use, &name).await,
         Op::StartContainer { container, attempt, sandbox } => {
             plain(container::start(&context, &container, attempt, &sandbox).await)
         }
@@ -148,46 +152,38 @@ async fn volumes(context: &Context) -> (Result<Output, Failure>, Extra) {
     }
 }
 
-async fn image(context: &Context, name: String) -> (Result<Output, Failure>, Extra) {
-    use super::images::Fetched;
-    let shared = &context.shared;
-    let Some(found) = spec::find(&context.pod, &name) else {
-        return (Ok(Output::Done), Extra::Nothing);
+/// Gets an image. Events of a container's image are the container's, those of an image volume are the pod's.
+async fn image(context: &Context, for_use: ImageUse, image: &str) -> (Result<Output, Failure>, Extra) {
+    let (shared, pod) = (&context.shared, &context.pod);
+    let (subject, policy) = match &for_use {
+        ImageUse::Container(name) => {
+            let found = spec::find(pod, name).and_then(|found| found.container.image_pull_policy);
+            (Some(name.as_str()), found)
+        }
+        ImageUse::Volume(name) => (None, spec::volume_pull_policy(pod, name)),
     };
-    let wanted = found.container.image.clone().unwrap_or_default();
-    let secrets = container::pull_secrets(context).await;
-    let tell = |kind, reason, text: String| shared.event(&context.pod, Some(&name), kind, reason, text);
-    let pulling = || tell(EventType::Normal, "Pulling", format!("Pulling image \"{wanted}\""));
-    match shared.images.ensure(&found.container, &secrets, pulling).await {
-        Ok((image, fetched)) => {
-            let text = match &fetched {
-                Fetched::Present => {
-                    format!("Container image \"{wanted}\" already present on machine and can be accessed by the pod")
-                }
-                Fetched::Pulled(pull, total, size) => format!(
-                    "Successfully pulled image \"{wanted}\" in {:.3}s ({:.3}s including waiting). Image size: {size} \
-                     bytes.",
-                    pull.as_secs_f64(),
-                    total.as_secs_f64()
-                ),
-            };
-            tell(EventType::Normal, "Pulled", text);
-            let pull = match fetched {
-                Fetched::Present => None,
-                Fetched::Pulled(_, total, size) => {
-                    METRICS.pods.pulled(total, size);
-                    Some(total)
-                }
-            };
-            (Ok(Output::Done), Extra::Image(name, image, pull))
+    let secrets = || container::pull_secrets(context).boxed();
+    let tell = |kind, reason, text: String| match reason {
+        // Which secrets there are is the pod's affair.
+        "FailedToRetrieveImagePullSecret" => shared.event(pod, None, kind, reason, text),
+        _ => shared.event(pod, subject, kind, reason, text),
+    };
+    let request = images::Request {
+        pod,
+        image,
+        policy: policy.as_deref().unwrap_or_else(|| spec::default_pull_policy(image)),
+        secrets: &secrets,
+        tell: &tell,
+    };
+    match shared.images.ensure(&request).await {
+        Ok((found, pulled)) => {
+            if let Some(pulled) = pulled {
+                METRICS.pods.pulled(pulled.total, pulled.size);
+            }
+            (Ok(Output::Done), Extra::Image(for_use, found, pulled.map(|pulled| pulled.total)))
         }
         Err(failed) => {
-            let reason = if failed.reason == "ErrImagePull" { "Failed" } else { failed.reason };
-            let text = match failed.reason {
-                "ErrImagePull" => format!("Failed to pull image \"{wanted}\": {}", failed.message),
-                _ => failed.message.clone(),
-            };
-            tell(EventType::Warning, reason, text);
+            shared.event(pod, subject, EventType::Warning, "Failed", format!("Error: {}", failed.reason));
             (Err(failed), Extra::Nothing)
         }
     }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::action::{Failed, Failure, OpKey, Output};
+use super::action::{Failed, Failure, ImageUse, OpKey, Output};
 use super::allocation::ResourceInfo;
 use super::lifecycle::SECOND;
 use crate::cri::{ContainerState, ContainerView, Nanos, PodRuntime};
@@ -63,11 +63,17 @@ pub const POD_BACKOFF: Limits = Limits { initial: SECOND / 2, max: 10 * SECOND }
 /// Back-off of images and container starts: kubelet's 10 s to 300 s.
 pub const CONTAINER_BACKOFF: Limits = Limits { initial: 10 * SECOND, max: 300 * SECOND };
 
+/// How long a status shows why a pull failed before it shows that the next one is waited for. kubelet shows it until the
+/// pod's next sync, about 10 s.
+pub const IMAGE_ERROR_SHOWN: Nanos = 5 * SECOND;
+
 /// What is remembered of one container name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ContainerMemory {
     /// Whether its image is on the node.
     pub image: Step,
+    /// The image that `image` is about; the spec may name another one by now.
+    pub image_name: String,
     /// The last start that failed.
     pub start: Option<Failed>,
     /// Delay before the next restart after a crash, and when that delay was set. 0 means none so far.
@@ -105,6 +111,8 @@ pub struct Memory {
     pub observed: bool,
     /// Directory and volumes.
     pub volumes: Step,
+    /// Images of image volumes, by volume name; resolved once for each life of the pod on the node.
+    pub volume_images: BTreeMap<String, Step>,
     /// The sandbox creation that failed last.
     pub sandbox: Step,
     /// Sandboxes that were stopped, networks torn down included.
@@ -145,7 +153,7 @@ impl Memory {
             images.push(&mut container.image);
             starts.extend(container.start.as_mut());
         }
-        let of_steps = steps.chain(images).filter_map(|step| match step {
+        let of_steps = steps.chain(images).chain(self.volume_images.values_mut()).filter_map(|step| match step {
             Step::Failed(failed) => Some(failed),
             Step::Todo | Step::Done => None,
         });
@@ -208,7 +216,12 @@ impl Memory {
         match key {
             OpKey::Volumes => self.volumes = Step::Done,
             OpKey::Sandbox => self.sandbox = Step::Done,
-            OpKey::Image(name) => self.container(name).image = Step::Done,
+            OpKey::Image(ImageUse::Container(name), image) => {
+                let container = self.container(name);
+                container.image = Step::Done;
+                image.clone_into(&mut container.image_name);
+            }
+            OpKey::Image(ImageUse::Volume(name), _) => drop(self.volume_images.insert(name.clone(), Step::Done)),
             OpKey::Start(name) => {
                 let container = self.container(name);
                 container.start = None;
@@ -232,9 +245,18 @@ impl Memory {
         match key {
             OpKey::Volumes => self.volumes = Step::Failed(again(self.volumes.failure(), failure, POD_BACKOFF, now)),
             OpKey::Sandbox => self.sandbox = Step::Failed(again(self.sandbox.failure(), failure, POD_BACKOFF, now)),
-            OpKey::Image(name) => {
+            OpKey::Image(ImageUse::Container(name), image) => {
                 let container = self.container(&name);
-                container.image = Step::Failed(again(container.image.failure(), failure, CONTAINER_BACKOFF, now));
+                let before = container.image.failure().filter(|_| container.image_name == image);
+                let limits = image_limits(failure.reason);
+                container.image = Step::Failed(again(before, failure, limits, now));
+                container.image_name = image;
+            }
+            OpKey::Image(ImageUse::Volume(name), _) => {
+                let before = self.volume_images.get(&name).and_then(Step::failure);
+                let limits = image_limits(failure.reason);
+                let failed = Step::Failed(again(before, failure, limits, now));
+                self.volume_images.insert(name, failed);
             }
             OpKey::Start(name) => {
                 let container = self.container(&name);
@@ -243,6 +265,8 @@ impl Memory {
                     if failure.reason == "CreateContainerConfigError" { POD_BACKOFF } else { CONTAINER_BACKOFF };
                 container.start = Some(again(container.start.as_ref(), failure, limits, now));
                 container.image = Step::Todo;
+                // Whatever was wrong, an image that has gone meanwhile is fetched again.
+                self.volume_images.retain(|_, step| !step.is_done());
             }
             OpKey::Release => self.released = Step::Failed(again(self.released.failure(), failure, POD_BACKOFF, now)),
             OpKey::FinishDeletion => {
@@ -314,6 +338,16 @@ impl Memory {
     }
 }
 
+/// Whether a failure to get an image came from the registry: such are waited for, and shown as `ImagePullBackOff`.
+pub fn is_pull_failure(reason: &str) -> bool {
+    matches!(reason, "ErrImagePull" | "RegistryUnavailable" | "SignatureValidationFailed")
+}
+
+/// What is wrong with the spec or the runtime is looked at again as often as kubelet syncs a pod that fails.
+fn image_limits(reason: &str) -> Limits {
+    if is_pull_failure(reason) { CONTAINER_BACKOFF } else { POD_BACKOFF }
+}
+
 fn again(before: Option<&Failed>, failure: Failure, limits: Limits, now: Nanos) -> Failed {
     let delay = before.map_or(limits.initial, |failed| (failed.delay * 2).min(limits.max));
     Failed { reason: failure.reason, message: failure.message, retry_at: now + delay, delay }
@@ -379,7 +413,7 @@ mod tests {
         let failure = || Failure { reason: "FailedSync", message: "unavailable".into(), container: None };
         let keys = [
             OpKey::Sandbox,
-            OpKey::Image("web".into()),
+            OpKey::Image(ImageUse::Container("web".into()), "img".into()),
             OpKey::Start("web".into()),
             OpKey::StopSandbox("s".into()),
             OpKey::Release,

@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, EphemeralContainer, Lifecycle, Pod, PodSpec, Probe};
 
+use super::images::reference::Reference;
 use crate::ids::{ObjectKey, PodUid};
 
 /// Grace period of a pod whose spec does not say: the API server's default.
@@ -116,6 +117,36 @@ pub fn image<'a>(pod: &'a Pod, name: &str) -> &'a str {
         .flatten()
         .next()
         .unwrap_or_default()
+}
+
+/// Image volumes that a container mounts: volume name and reference.
+pub fn image_volumes<'a>(pod: &'a Pod, name: &str) -> Vec<(&'a str, &'a str)> {
+    let volumes = spec(pod).volumes.as_deref().unwrap_or_default();
+    if volumes.iter().all(|volume| volume.image.is_none()) {
+        return Vec::new();
+    }
+    let mounted = find(pod, name).and_then(|found| found.container.volume_mounts).unwrap_or_default();
+    volumes
+        .iter()
+        .filter(|volume| mounted.iter().any(|mount| mount.name == volume.name))
+        .filter_map(|volume| {
+            Some((volume.name.as_str(), volume.image.as_ref()?.reference.as_deref().unwrap_or_default()))
+        })
+        .collect()
+}
+
+/// Pull policy of an image volume, where it has one.
+pub fn volume_pull_policy(pod: &Pod, volume: &str) -> Option<String> {
+    let volume = spec(pod).volumes.iter().flatten().find(|v| v.name == volume)?;
+    volume.image.as_ref()?.pull_policy.clone()
+}
+
+/// What the API server makes of a policy that is not written: `:latest` is always asked for.
+pub fn default_pull_policy(image: &str) -> &'static str {
+    match Reference::parse(image) {
+        Ok(Reference { digest: None, tag, .. }) if tag.as_deref().unwrap_or("latest") == "latest" => "Always",
+        Ok(_) | Err(_) => "IfNotPresent",
+    }
 }
 
 /// Hooks of a container of the spec.

@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::action::{Action, Failure, KillReason, Op, OpKey, Output};
+use super::action::{Action, Failure, ImageUse, KillReason, Op, OpKey, Output};
 use super::admit::Rejection;
 use super::execute::{Context, Extra, execute};
 use super::expected::ExpectedExits;
@@ -96,7 +96,7 @@ struct Worker {
     remembered: Known,
     memory: Memory,
     volumes: Arc<PodVolumes>,
-    images: BTreeMap<String, Image>,
+    images: BTreeMap<ImageUse, Image>,
     started_at: Nanos,
     last: Arc<PodStatus>,
     adopted: Option<Arc<PodStatus>>,
@@ -115,6 +115,8 @@ struct Worker {
     backoff_told: BTreeMap<String, Nanos>,
     figures: Figures,
     resize: resize::State,
+    /// Failed pulls whose back-off was told: container, and when the next one is due.
+    pull_backoff_told: BTreeMap<String, Nanos>,
     released: Arc<AtomicBool>,
 }
 
@@ -215,6 +217,7 @@ impl Worker {
             backoff_told: BTreeMap::new(),
             figures: Figures::new(start.is_fresh, Instant::now()),
             resize,
+            pull_backoff_told: BTreeMap::new(),
             released: start.released,
             shared,
         }
@@ -388,7 +391,7 @@ impl Worker {
         let (mut image, mut target, mut stopping) = (None, None, None);
         match &op {
             Op::StartContainer { container, .. } => {
-                image = self.images.get(container).cloned();
+                image = self.images.get(&ImageUse::Container(container.clone())).cloned();
                 let ended = self.runtime.latest(container).filter(|c| c.is_exited()).map(finished_at);
                 if let Some(ended) = ended {
                     self.memory.note_restart(container, ended, now);
@@ -416,6 +419,7 @@ impl Worker {
             pod_ips: sandbox.map(|s| status::sort_by_family(&s.ips, host_ips.first())).unwrap_or_default(),
             sandbox: sandbox.filter(|_| !matches!(op, Op::CreateSandbox { .. })).cloned(),
             image,
+            volume_images: self.volume_images(),
             target,
             status: self.last.clone(),
             stopping,
@@ -434,6 +438,15 @@ impl Worker {
         });
         self.keys.insert(key.clone());
         self.inflight.insert(key, task);
+    }
+
+    /// Images of image volumes that are there, by volume name.
+    fn volume_images(&self) -> BTreeMap<String, Image> {
+        let volume = |(for_use, image): (&ImageUse, &Image)| match for_use {
+            ImageUse::Volume(name) => Some((name.clone(), image.clone())),
+            ImageUse::Container(_) => None,
+        };
+        self.images.iter().filter_map(volume).collect()
     }
 
     fn cancel(&mut self, key: &OpKey) {

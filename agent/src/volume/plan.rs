@@ -132,7 +132,8 @@ pub(super) fn tmpfs_size(limit: Option<u64>, pod_limit: Option<u64>, allocatable
     [limit, pod_limit, allocatable].into_iter().flatten().filter(|size| *size > 0).min()
 }
 
-/// The volumes that containers of the pod mount; others are not set up, as kubelet does not.
+/// The volumes that containers of the pod mount; others are not set up, as kubelet does not. Image volumes are not among
+/// them: the runtime mounts images itself.
 pub(super) fn wanted(pod: &Pod) -> Vec<Wanted> {
     let mounts: Vec<&[VolumeMount]> = container_mounts(pod);
     let devices: BTreeSet<&str> = device_names(pod).into_iter().collect();
@@ -145,6 +146,8 @@ pub(super) fn wanted(pod: &Pod) -> Vec<Wanted> {
     volumes
         .iter()
         .filter(|volume| mounted.contains(volume.name.as_str()) || devices.contains(volume.name.as_str()))
+        // The runtime mounts images itself.
+        .filter(|volume| volume.image.is_none())
         .map(|volume| {
             let source = claim(volume).map_or_else(|| source(volume), Source::Claim);
             Wanted {
@@ -353,8 +356,6 @@ fn refusal(volume: &Volume) -> String {
         "csi"
     } else if volume.nfs.is_some() {
         "nfs"
-    } else if volume.image.is_some() {
-        "image"
     } else if volume.iscsi.is_some() {
         "iscsi"
     } else if volume.fc.is_some() {

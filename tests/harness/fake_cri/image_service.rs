@@ -52,10 +52,21 @@ impl ImageService for ImageFacade {
     }
 
     async fn pull_image(&self, request: Request<PullImageRequest>) -> Answer<PullImageResponse> {
-        let name = name_of(request.into_inner().image);
-        let (shared, about) = (Arc::clone(&self.0), vec![name.clone()]);
+        let request = request.into_inner();
+        let auth = request.auth.unwrap_or_default();
+        let name = name_of(request.image);
+        let (shared, about) = (Arc::clone(&self.0), vec![name.clone(), auth.username.clone()]);
         let work = async move {
             shared.faults.strike(Rpc::PullImage, Stage::During, std::slice::from_ref(&name)).await?;
+            let users = lock(&shared.options).private_images.clone();
+            let mut users = users.into_iter().filter(|(image, ..)| *image == name).peekable();
+            let is_private = users.peek().is_some();
+            if is_private && !users.any(|(_, user, password)| user == auth.username && password == auth.password) {
+                return Err(Status::unknown(format!(
+                    "failed to pull and unpack image \"{name}\": failed to resolve reference \"{name}\": pull access denied, \
+                     repository does not exist or may require authorization: authorization failed: no basic auth credentials"
+                )));
+            }
             let open = lock(&shared.options).any_image_can_be_pulled;
             shared.update(|model| {
                 if open && model.image(&name).is_none() {

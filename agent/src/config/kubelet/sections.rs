@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{Authorization, Enforce, Kubelet, LogRotation, Logging, Server, TlsOptions, TlsVersion};
 use crate::config::fields::{Fields, Findings};
+use crate::pod::images::records::{Allowlist, Policy};
 use crate::quantity::Quantity;
 
 /// Signals of eviction and kubelet's hard thresholds for them; an empty threshold is none by default.
@@ -19,6 +20,29 @@ const SIGNALS: [(&str, &str); 8] = [
     ("containerfs.inodesFree", ""),
     ("pid.available", ""),
 ];
+
+/// `imagePullCredentialsVerificationPolicy` and `preloadedImagesVerificationAllowlist` (KEP-2535).
+pub(super) fn pull_verification(all: &mut Fields, f: &mut Findings) -> Policy {
+    const POLICY: &str = "imagePullCredentialsVerificationPolicy";
+    const LIST: &str = "preloadedImagesVerificationAllowlist";
+    const WORDS: [&str; 4] =
+        ["NeverVerifyPreloadedImages", "NeverVerifyAllowlistedImages", "NeverVerify", "AlwaysVerify"];
+    let word = all.one_of(f, POLICY, &WORDS).unwrap_or(WORDS[0]);
+    let patterns = all.strings(f, LIST).unwrap_or_default();
+    let list = Allowlist::parse(&patterns).unwrap_or_else(|text| {
+        f.errors.push(all.problem(LIST, text));
+        Allowlist::default()
+    });
+    if word != WORDS[1] && !patterns.is_empty() {
+        f.errors.push(all.problem(LIST, format!("is not allowed with {POLICY}: {word}; expected {}", WORDS[1])));
+    }
+    match word {
+        "NeverVerify" => Policy::NeverVerify,
+        "AlwaysVerify" => Policy::AlwaysVerify,
+        "NeverVerifyAllowlistedImages" => Policy::NeverVerifyAllowlistedImages(list),
+        _ => Policy::NeverVerifyPreloadedImages,
+    }
+}
 
 /// `evictionHard`: what the file says replaces the defaults, unless `mergeDefaultEvictionSettings` asks to keep the rest.
 pub(super) fn eviction(all: &mut Fields, f: &mut Findings) -> Vec<(String, String)> {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
-use k8s_openapi::api::core::v1::{Container, Secret, VolumeDevice, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, VolumeDevice, VolumeMount};
 use nodelet_proto::cri;
 
 use super::{Context, Output, hooks, message, sandbox};
@@ -19,6 +19,7 @@ use crate::pod::allocation::ResourceInfo;
 use crate::pod::container_config::{Inputs, container_config};
 use crate::pod::env::{self, EnvError, Sources};
 use crate::pod::facilities::SubPath;
+use crate::pod::images::{Image, PullSecrets};
 use crate::pod::spec::{self, Role, SpecContainer};
 use crate::pod::{expand, figures, hosts, mounts};
 
@@ -213,15 +214,20 @@ fn found<T>(answer: Result<Arc<T>, ObjectError>) -> Result<Option<Arc<T>>, Failu
     }
 }
 
-/// The pull secrets of the pod that exist.
-pub(super) async fn pull_secrets(context: &Context) -> Vec<Arc<Secret>> {
+/// The pull secrets of the pod.
+pub(super) async fn pull_secrets(context: &Context) -> PullSecrets {
     let namespace = spec::key(&context.pod).namespace;
-    let mut secrets = Vec::new();
-    for reference in spec::spec(&context.pod).image_pull_secrets.iter().flatten() {
+    let mut secrets = PullSecrets::default();
+    // The API server lets entries without a name through (kubernetes#99454).
+    let references = spec::spec(&context.pod).image_pull_secrets.iter().flatten().filter(|r| !r.name.is_empty());
+    for reference in references {
         let key = ObjectKey::new(&namespace, &reference.name);
         match context.shared.objects.secret(&key).await {
-            Ok(secret) => secrets.push(secret),
-            Err(error) => tracing::debug!(pod = %spec::key(&context.pod), %error, "image pull secret not used"),
+            Ok(secret) => secrets.found.push(secret),
+            Err(error) => {
+                tracing::info!(pod = %spec::key(&context.pod), %error, "image pull secret not used");
+                secrets.missing.push(reference.name.clone());
+            }
         }
     }
     secrets
@@ -237,19 +243,17 @@ async fn all_mounts(
     let lookup: BTreeMap<&str, &str> = env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     let mut made = Vec::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
+        if let Some(image) = context.volume_images.get(&mount.name) {
+            made.push(image_mount(context, mount, image, &lookup).await?);
+            continue;
+        }
         let Some(volume) = context.volumes.paths.get(&mount.name) else {
             return Err(config_error(format!(
                 "volume \"{}\" of mount {} is not mounted",
                 mount.name, mount.mount_path
             )));
         };
-        let subpath = match (mount.sub_path.as_deref(), mount.sub_path_expr.as_deref()) {
-            (_, Some(expression)) if !expression.is_empty() => {
-                Some(expand_strictly(expression, &lookup).map_err(config_error)?)
-            }
-            (Some(path), _) if !path.is_empty() => Some(path.to_owned()),
-            _ => None,
-        };
+        let subpath = subpath(mount, &lookup)?;
         let host_path = match subpath {
             Some(path) => {
                 let subpath = SubPath {
@@ -315,6 +319,60 @@ fn devices(context: &Context, container: &Container) -> Result<Vec<cri::Device>,
     container.volume_devices.iter().flatten().map(device).collect()
 }
 
+/// The subPath of a mount, expanded.
+fn subpath(mount: &VolumeMount, variables: &BTreeMap<&str, &str>) -> Result<Option<String>, Failure> {
+    match (mount.sub_path.as_deref(), mount.sub_path_expr.as_deref()) {
+        (_, Some(expression)) if !expression.is_empty() => {
+            expand_strictly(expression, variables).map(Some).map_err(config_error)
+        }
+        (Some(path), _) if !path.is_empty() => Ok(Some(path.to_owned())),
+        _ => Ok(None),
+    }
+}
+
+/// The mount of an image volume: the runtime mounts the image itself, read-only (KEP-4639).
+async fn image_mount(
+    context: &Context,
+    mount: &VolumeMount,
+    image: &Image,
+    variables: &BTreeMap<&str, &str>,
+) -> Result<cri::Mount, Failure> {
+    let image_sub_path = subpath(mount, variables)?.unwrap_or_default();
+    if image_sub_path.starts_with('/') || image_sub_path.split('/').any(|part| part == "..") {
+        let text = format!("subPath \"{image_sub_path}\" of image volume \"{}\" leaves the image", mount.name);
+        return Err(config_error(text));
+    }
+    let version = context.shared.runtime.version().await.map_err(|error| config_error(error.text()))?;
+    if !mounts_images(&version.runtime_name, &version.runtime_version) {
+        // An older one would ignore the field and mount nothing there.
+        let message = format!(
+            "image volume \"{}\" needs containerd 2.1 or later; this node has {} {}",
+            mount.name, version.runtime_name, version.runtime_version
+        );
+        return Err(Failure { reason: "CreateContainerError", message, container: None });
+    }
+    let named = spec::spec(&context.pod).volumes.iter().flatten().find(|volume| volume.name == mount.name);
+    let reference = named.and_then(|volume| volume.image.as_ref()?.reference.clone()).unwrap_or_default();
+    let image = cri::ImageSpec {
+        image: image.reference.clone(),
+        user_specified_image: reference,
+        annotations: context.pod.metadata.annotations.clone().unwrap_or_default().into_iter().collect(),
+        ..Default::default()
+    };
+    let mut wire = cri::Mount { image: Some(image), image_sub_path, ..bind(Path::new(""), &mount.mount_path, true) };
+    wire.set_propagation(mounts::propagation(mount.mount_propagation.as_deref()).map_err(config_error)?);
+    Ok(wire)
+}
+
+/// Whether a runtime knows image mounts. Only containerd's older versions are known not to.
+fn mounts_images(name: &str, version: &str) -> bool {
+    let mut numbers = version.trim_start_matches('v').split(['.', '-', '+', '~']).map(str::parse::<u32>);
+    match (name, numbers.next(), numbers.next()) {
+        ("containerd", Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= (2, 1),
+        _ => true,
+    }
+}
+
 fn bind(host_path: &Path, container_path: &str, readonly: bool) -> cri::Mount {
     cri::Mount {
         host_path: host_path.to_string_lossy().into_owned(),
@@ -376,4 +434,24 @@ async fn link_log(context: &Context, view: &ContainerView) {
 pub(super) async fn unlink_log(context: &Context, name: &str, id: &ContainerId) {
     let Some(dir) = &context.shared.settings.container_links else { return };
     let _ = tokio::fs::remove_file(dir.join(link_name(&context.pod, name, id))).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_volume_needs_a_runtime_that_mounts_it() {
+        for (name, version, expected) in [
+            ("containerd", "1.6.20~ds1", false),
+            ("containerd", "v1.7.27", false),
+            ("containerd", "v2.0.5", false),
+            ("containerd", "v2.1.0-rc.1", true),
+            ("containerd", "v2.4.2", true),
+            ("containerd", "unknown", true),
+            ("cri-o", "1.31.0", true),
+        ] {
+            assert_eq!(mounts_images(name, version), expected, "{name} {version}");
+        }
+    }
 }

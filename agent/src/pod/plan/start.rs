@@ -6,9 +6,9 @@
 
 use super::Planner;
 use crate::cri::{ContainerState, ContainerView, Nanos, SandboxView};
-use crate::pod::action::{KillReason, Op, OpKey};
+use crate::pod::action::{ImageUse, KillReason, Op, OpKey};
 use crate::pod::lifecycle::{Cause, Lifecycle, SECOND, begin};
-use crate::pod::memory::{Doubt, finished_at};
+use crate::pod::memory::{Doubt, IMAGE_ERROR_SHOWN, Step, finished_at};
 use crate::pod::resize::steps::{self, Standing};
 use crate::pod::spec::{self, Role};
 use crate::pod::view::PodView;
@@ -295,22 +295,51 @@ fn start_container(planner: &mut Planner<'_>, name: &str, sandbox: Option<&Sandb
             return planner.wake(retry_at);
         }
     }
-    match memory.map(|m| &m.image) {
-        Some(image) if image.is_done() => {}
-        image => {
-            if image.is_none_or(|i| i.is_due(planner.now)) {
-                planner.start(Op::EnsureImage { container: name.to_owned() });
-            } else if let Some(failed) = image.and_then(|i| i.failure()) {
-                planner.wake(failed.retry_at);
-            }
-            return;
-        }
+    if !images_are_there(planner, name) {
+        return;
     }
     let Some(sandbox) = sandbox else { return };
     if view.memory.volumes.is_done() {
         let attempt = view.runtime.latest(name).map_or(0, |c| c.attempt + 1);
         planner.start(Op::StartContainer { container: name.to_owned(), attempt, sandbox: sandbox.id.clone() });
     }
+}
+
+/// Whether a container's image and those of the image volumes that it mounts are on the node; asks for what is not.
+fn images_are_there(planner: &mut Planner<'_>, name: &str) -> bool {
+    let view = planner.view;
+    let wanted = spec::image(view.pod, name);
+    let for_use = ImageUse::Container(name.to_owned());
+    // An edit of the image ends the pull of the one before, which may never come.
+    let outdated = view.inflight.iter().find(|k| matches!(k, OpKey::Image(u, i) if *u == for_use && i != wanted));
+    if let Some(key) = outdated {
+        planner.cancel(key.clone());
+    }
+    let memory = view.memory.containers.get(name).filter(|memory| memory.image_name == wanted);
+    let mut is_there = image_is_there(planner, memory.map(|memory| &memory.image), for_use, wanted);
+    for (volume, reference) in spec::image_volumes(view.pod, name) {
+        let step = view.memory.volume_images.get(volume);
+        is_there &= image_is_there(planner, step, ImageUse::Volume(volume.to_owned()), reference);
+    }
+    is_there
+}
+
+fn image_is_there(planner: &mut Planner<'_>, step: Option<&Step>, for_use: ImageUse, image: &str) -> bool {
+    match step {
+        Some(Step::Done) => return true,
+        Some(Step::Failed(failed)) if failed.retry_at > planner.now => {
+            planner.wake(failed.retry_at);
+            // The status shows the error first and the back-off later.
+            let shown_until = failed.since() + IMAGE_ERROR_SHOWN;
+            if shown_until > planner.now {
+                planner.wake(shown_until);
+            }
+        }
+        Some(Step::Failed(_) | Step::Todo) | None => {
+            planner.start(Op::EnsureImage { for_use, image: image.to_owned() })
+        }
+    }
+    false
 }
 
 /// Stops running containers that may not go on: a probe gave up, or the image in the spec has changed.

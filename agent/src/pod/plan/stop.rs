@@ -18,7 +18,7 @@ use crate::pod::view::PodView;
 /// Plans a stop under way.
 pub fn plan(planner: &mut Planner<'_>, termination: Termination) -> Lifecycle {
     let view = planner.view;
-    for key in view.inflight.iter().filter(|key| matches!(key, OpKey::Image(_))) {
+    for key in view.inflight.iter().filter(|key| matches!(key, OpKey::Image(..))) {
         planner.cancel(key.clone());
     }
     let remaining = termination.remaining_seconds(planner.now);

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::{PodPlan, plan};
 use crate::cri::{ContainerState, ContainerView, Nanos, PodRuntime, SandboxView, labels};
 use crate::ids::{ContainerId, SandboxId};
-use crate::pod::action::{Action, Failure, KillReason, Op, OpKey, Output};
+use crate::pod::action::{Action, Failure, ImageUse, KillReason, Op, OpKey, Output};
 use crate::pod::allocation::ResourceInfo;
 use crate::pod::lifecycle::{Lifecycle, SECOND};
 use crate::pod::memory::{Memory, finished_at};
@@ -106,7 +106,7 @@ impl Sim {
         for action in actions {
             match action {
                 Action::Cancel(key) => {
-                    assert!(matches!(key, OpKey::Image(_)), "only pulls can be cancelled, not {key:?}");
+                    assert!(matches!(key, OpKey::Image(..)), "only pulls can be cancelled, not {key:?}");
                     self.inflight.remove(&key);
                 }
                 Action::Start(op) => {
@@ -346,10 +346,10 @@ fn delete_during_pull_cancels_the_pull() {
     sim.turn();
     sim.finish(&OpKey::Inspect, true);
     sim.turn();
-    assert!(sim.inflight.contains_key(&OpKey::Image("a".into())));
+    assert!(sim.inflight.contains_key(&OpKey::Image(ImageUse::Container("a".into()), "img".into())));
     sim.delete(30);
     sim.turn();
-    assert!(!sim.inflight.contains_key(&OpKey::Image("a".into())));
+    assert!(!sim.inflight.contains_key(&OpKey::Image(ImageUse::Container("a".into()), "img".into())));
     sim.settle(sim.now);
     assert!(sim.world.is_empty(), "what was being created is removed: {:?}", sim.world);
 }
@@ -590,3 +590,5 @@ proptest! {
         prop_assert!(sim.world.is_empty());
     }
 }
+
+mod images;

@@ -6,9 +6,10 @@ use k8s_openapi::api::core::v1::{
 };
 
 use super::{Context, resources, time};
-use crate::cri::{ContainerState, ContainerView};
+use crate::cri::{ContainerState, ContainerView, Nanos};
+use crate::pod::action::Failed;
 use crate::pod::lifecycle::{Lifecycle, SECOND};
-use crate::pod::memory::finished_at;
+use crate::pod::memory::{IMAGE_ERROR_SHOWN, finished_at, is_pull_failure};
 use crate::pod::mounts;
 use crate::pod::spec::{self, Role};
 use crate::pod::view::PodView;
@@ -98,7 +99,7 @@ fn from_runtime(
         }
         ContainerState::Exited { exit_code, .. } => {
             status.ready = role == Role::Init && *exit_code == 0;
-            match waiting_reason(view, role, latest, *exit_code) {
+            match waiting_reason(view, context, role, latest, *exit_code) {
                 Some((reason, message)) => {
                     status.last_state = terminated(latest, id(latest));
                     status.state = Some(waiting(reason, message));
@@ -107,7 +108,7 @@ fn from_runtime(
             }
         }
         ContainerState::Created | ContainerState::Unknown => {
-            let (reason, message) = start_failure(view, &latest.name).unwrap_or(default_waiting(view));
+            let (reason, message) = start_failure(view, context, &latest.name).unwrap_or(default_waiting(view));
             status.state = Some(waiting(reason, message));
         }
     }
@@ -121,7 +122,7 @@ fn from_memory(
     last: Option<&ContainerStatus>,
     status: &mut ContainerStatus,
 ) {
-    let (reason, message) = start_failure(view, &status.name).unwrap_or(default_waiting(view));
+    let (reason, message) = start_failure(view, context, &status.name).unwrap_or(default_waiting(view));
     status.state = Some(waiting(reason, message));
     if role == Role::Init && app_was_created(view) {
         // Its record is gone, but regular containers exist only after it has succeeded.
@@ -181,6 +182,7 @@ fn app_was_created(view: &PodView<'_>) -> bool {
 /// Why a container that has ended is shown as waiting, if it is.
 fn waiting_reason(
     view: &PodView<'_>,
+    context: &Context<'_>,
     role: Role,
     container: &ContainerView,
     exit_code: i32,
@@ -188,7 +190,7 @@ fn waiting_reason(
     if !view.lifecycle.may_start() || !view.restarts(&container.name, role, exit_code) {
         return None;
     }
-    if let Some(failure) = start_failure(view, &container.name) {
+    if let Some(failure) = start_failure(view, context, &container.name) {
         return Some(failure);
     }
     if view.is_starting(&container.name) {
@@ -218,19 +220,30 @@ pub fn go_seconds(seconds: i64) -> String {
 }
 
 /// The failure that keeps a container from starting.
-fn start_failure(view: &PodView<'_>, name: &str) -> Option<(&'static str, String)> {
-    let memory = view.memory.containers.get(name)?;
-    if let Some(failed) = memory.image.failure() {
-        // The first failure shows the error; while waiting to try again it shows the back-off.
-        return Some(match failed.reason {
-            "ErrImagePull" => (
-                "ImagePullBackOff",
-                format!("Back-off pulling image \"{}\": ErrImagePull: {}", spec::image(view.pod, name), failed.message),
-            ),
-            other => (other, failed.message.clone()),
-        });
+fn start_failure(view: &PodView<'_>, context: &Context<'_>, name: &str) -> Option<(&'static str, String)> {
+    let memory = view.memory.containers.get(name);
+    let image = spec::image(view.pod, name);
+    let own = memory.filter(|memory| memory.image_name == image).and_then(|memory| memory.image.failure());
+    if let Some(failed) = own {
+        return Some(image_failure(failed, image, context.now));
     }
-    memory.start.as_ref().map(|failed| (failed.reason, failed.message.clone()))
+    let volumes = spec::image_volumes(view.pod, name);
+    let failed = volumes
+        .iter()
+        .find_map(|(volume, reference)| Some((view.memory.volume_images.get(*volume)?.failure()?, *reference)));
+    if let Some((failed, reference)) = failed {
+        return Some(image_failure(failed, reference, context.now));
+    }
+    memory?.start.as_ref().map(|failed| (failed.reason, failed.message.clone()))
+}
+
+/// A failed pull shows its error first, then that the next one is waited for.
+fn image_failure(failed: &Failed, image: &str, now: Nanos) -> (&'static str, String) {
+    if is_pull_failure(failed.reason) && now >= failed.since() + IMAGE_ERROR_SHOWN {
+        let text = format!("Back-off pulling image \"{image}\": {}: {}", failed.reason, failed.message);
+        return ("ImagePullBackOff", text);
+    }
+    (failed.reason, failed.message.clone())
 }
 
 fn default_waiting(view: &PodView<'_>) -> (&'static str, String) {

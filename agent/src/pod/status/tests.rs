@@ -326,10 +326,24 @@ fn the_first_end_is_shown_as_it_is_because_the_restart_is_immediate() {
 fn what_keeps_a_container_from_starting_is_its_waiting_reason() {
     let failed =
         |reason: &'static str| Failed { reason, message: "no such host".into(), retry_at: NOW + SECOND, delay: SECOND };
-    let image = |reason| ContainerMemory { image: Step::Failed(failed(reason)), ..ContainerMemory::default() };
+    let of_image = |failed| ContainerMemory {
+        image: Step::Failed(failed),
+        image_name: "img:1".into(),
+        ..ContainerMemory::default()
+    };
+    let image = |reason| of_image(failed(reason));
+    // Six seconds ago, with a delay of ten.
+    let waiting = |reason| of_image(Failed { retry_at: NOW + 4 * SECOND, delay: 10 * SECOND, ..failed(reason) });
     let start = |reason| ContainerMemory { start: Some(failed(reason)), ..ContainerMemory::default() };
     let table = [
-        (image("ErrImagePull"), "ImagePullBackOff", "Back-off pulling image \"img:1\": ErrImagePull: no such host"),
+        (image("ErrImagePull"), "ErrImagePull", "no such host"),
+        (waiting("ErrImagePull"), "ImagePullBackOff", "Back-off pulling image \"img:1\": ErrImagePull: no such host"),
+        (
+            waiting("RegistryUnavailable"),
+            "ImagePullBackOff",
+            "Back-off pulling image \"img:1\": RegistryUnavailable: no such host",
+        ),
+        (waiting("InvalidImageName"), "InvalidImageName", "no such host"),
         (image("ErrImageNeverPull"), "ErrImageNeverPull", "no such host"),
         (start("CreateContainerConfigError"), "CreateContainerConfigError", "no such host"),
         (start("RunContainerError"), "RunContainerError", "no such host"),

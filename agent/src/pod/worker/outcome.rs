@@ -94,7 +94,7 @@ impl Worker {
             }
             OpKey::Volumes
             | OpKey::Sandbox
-            | OpKey::Image(_)
+            | OpKey::Image(..)
             | OpKey::Start(_)
             // Told with the condition, once.
             | OpKey::Resize
@@ -110,7 +110,7 @@ impl Worker {
             && match key {
                 OpKey::Inspect | OpKey::Sandbox | OpKey::Start(_) | OpKey::Kill(..) | OpKey::StopSandbox(_) => true,
                 OpKey::Resize | OpKey::RemoveSandbox(_) | OpKey::RemoveContainer(_) => true,
-                OpKey::Volumes | OpKey::Image(_) | OpKey::Release | OpKey::FinishDeletion | OpKey::RemoveLogs => false,
+                OpKey::Volumes | OpKey::Image(..) | OpKey::Release | OpKey::FinishDeletion | OpKey::RemoveLogs => false,
             };
     }
 

@@ -54,14 +54,37 @@ impl Worker {
         true
     }
 
-    /// One BackOff event for each crash that leads to waiting.
+    /// The events of an image back-off, once for each failed pull.
+    fn tell_pull_backoff(&mut self, name: &str) {
+        let wanted = spec::image(&self.pod, name);
+        let volumes = spec::image_volumes(&self.pod, name);
+        let volume = |(volume, reference): &(&str, &str)| {
+            Some((self.memory.volume_images.get(*volume)?.failure()?.retry_at, (*reference).to_owned()))
+        };
+        let own = self.memory.containers.get(name).and_then(|memory| memory.image.failure());
+        let own = own.map(|failed| (failed.retry_at, wanted.to_owned()));
+        let Some((due, image)) = own.or_else(|| volumes.iter().find_map(volume)) else { return };
+        if self.pull_backoff_told.insert(name.to_owned(), due) == Some(due) {
+            return;
+        }
+        let tell = |kind, reason, text| self.shared.event(&self.pod, Some(name), kind, reason, text);
+        tell(EventType::Normal, "BackOff", format!("Back-off pulling image \"{image}\""));
+        tell(EventType::Warning, "Failed", "Error: ImagePullBackOff".to_owned());
+    }
+
+    /// One BackOff event for each crash or failed pull that leads to waiting.
     fn tell_backoff(&mut self, status: &PodStatus) {
         let statuses =
             status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
-        for container in statuses {
+        for container in statuses.chain(status.ephemeral_container_statuses.iter().flatten()) {
             let waiting = container.state.as_ref().and_then(|s| s.waiting.as_ref());
-            if waiting.and_then(|w| w.reason.as_deref()) != Some("CrashLoopBackOff") {
-                continue;
+            match waiting.and_then(|w| w.reason.as_deref()) {
+                Some("CrashLoopBackOff") => {}
+                Some("ImagePullBackOff") => {
+                    self.tell_pull_backoff(&container.name);
+                    continue;
+                }
+                Some(_) | None => continue,
             }
             let Some(ended) = self.runtime.latest(&container.name).map(finished_at) else { continue };
             if self.backoff_told.insert(container.name.clone(), ended) == Some(ended) {

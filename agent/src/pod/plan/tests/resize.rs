@@ -60,7 +60,11 @@ fn a_failed_resize_is_tried_again_and_holds_no_start_back() {
     sim.finish(&OpKey::Resize, false);
     sim.exit_by_name("a", 1);
     sim.turn();
-    assert!(sim.inflight.contains_key(&OpKey::Image("a".into())), "{:?}", sim.inflight);
+    assert!(
+        sim.inflight.contains_key(&OpKey::Image(ImageUse::Container("a".into()), "img".into())),
+        "{:?}",
+        sim.inflight
+    );
     sim.settle(sim.now + 10 * SECOND);
     assert_eq!(sim.running(), ["a", "b"]);
     assert!(sim.log.iter().filter(|op| **op == Op::Resize).count() >= 2);
