@@ -22,7 +22,7 @@ impl<S, To> JsonSink<S, To> {
 }
 
 fn convert<From: Serialize, To: DeserializeOwned>(from: &From) -> Option<To> {
-    let converted = serde_json::to_value(from).and_then(serde_json::from_value);
+    let converted = serde_json::to_string(from).and_then(|text| serde_json::from_str(&text));
     converted.map_err(|error| tracing::error!(%error, "an object has no slim form; it is not programmed")).ok()
 }
 

@@ -104,7 +104,7 @@ pub async fn logs(state_dir: &Path, args: &LogsArgs) -> anyhow::Result<ExitCode>
 /// `nodelet describe pod`.
 pub async fn describe_pod(state_dir: &Path, namespace: &str, name: &str) -> anyhow::Result<ExitCode> {
     let list: Value = fetch(state_dir, "/pods").await?;
-    let pods: Vec<Pod> = serde_json::from_value(list.get("items").cloned().unwrap_or_default())?;
+    let pods: Vec<Pod> = list.get("items").map(print::typed).transpose()?.unwrap_or_default();
     let found = pods
         .into_iter()
         .find(|pod| pod.metadata.namespace.as_deref() == Some(namespace) && pod.metadata.name.as_deref() == Some(name));

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::GetKind;
@@ -54,6 +55,12 @@ fn layout(head: &[&str], rows: &[Vec<String>]) -> String {
     out
 }
 
+/// An object of what the agent answered. Through text, because each further way to read a Pod is half a MiB of generated
+/// code, and reading from text is there already.
+pub fn typed<T: DeserializeOwned>(item: &Value) -> serde_json::Result<T> {
+    serde_json::from_str(&item.to_string())
+}
+
 fn text(item: &Value, pointer: &str) -> String {
     item.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
@@ -82,7 +89,7 @@ fn created(item: &Value, now: Nanos) -> String {
 }
 
 fn pod_row(item: &Value, wide: bool, now: Nanos) -> Vec<String> {
-    let pod: Pod = serde_json::from_value(item.clone()).unwrap_or_default();
+    let pod: Pod = typed(item).unwrap_or_default();
     let statuses: Vec<&ContainerStatus> =
         pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten()).collect();
     let total = pod.spec.as_ref().map_or(0, |s| s.containers.len());

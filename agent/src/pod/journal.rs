@@ -123,8 +123,8 @@ impl Journal {
 }
 
 fn read(path: &Path) -> Option<Record> {
-    let problem = match std::fs::read(path) {
-        Ok(bytes) => match serde_json::from_slice::<Record>(&bytes) {
+    let problem = match std::fs::read_to_string(path) {
+        Ok(text) => match serde_json::from_str::<Record>(&text) {
             Ok(record) if record.version == VERSION => return Some(record),
             Ok(record) => format!("version {} instead of {VERSION}", record.version),
             Err(error) => error.to_string(),
