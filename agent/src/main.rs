@@ -16,6 +16,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    spare_memory();
     let cli = match Cli::try_parse_from(rewrite(std::env::args().collect())) {
         Ok(cli) => cli,
         Err(error) => {
@@ -40,6 +41,13 @@ fn main() -> ExitCode {
         }
         Command::Cleanup => report(nodelet::app::cleanup()),
     }
+}
+
+/// No huge pages for this process: on a machine where the kernel gives them to everybody, two thirds of the agent's memory
+/// were the untouched rest of 2 MiB pages (14 of 17 MiB anonymous at no pods). A kernel that cannot (before 3.15) is no
+/// reason not to run.
+fn spare_memory() {
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 
 /// Two workers do for any node size, and blocking threads live shortly: both keep the memory low. Stacks stay at tokio's
