@@ -69,7 +69,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 }
             }
             let parts = Parts { config: &config, recorder, shutdown: &shutdown, services, addresses: &addresses };
-            let board = run_alone(parts, manifests.as_deref(), service_cidrs).await?;
+            // The runtime may take minutes to answer, or never do: the signal to stop counts meanwhile, too.
+            let starting = Box::pin(run_alone(parts, manifests.as_deref(), service_cidrs));
+            let started = shutdown.run_until_cancelled(starting).await;
+            let Some(board) = started.transpose()? else { return Ok(()) };
             tokio::spawn(record_events(events, board.clone(), None));
             tokio::spawn(control::serve(listener, board, shutdown.clone()));
             wait(&config, &shutdown).await;
@@ -81,7 +84,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 return Ok(());
             }
             let parts = joined::Parts { config: &config, recorder, shutdown, services, addresses: &addresses };
-            let joined = joined::run(parts, &identity).await?;
+            let started = shutdown.run_until_cancelled(Box::pin(joined::run(parts, &identity))).await;
+            let Some(joined) = started.transpose()? else { return Ok(()) };
             let (events_tx, events_rx) = mpsc::channel(1000);
             let (per_second, burst) = config.kubelet.event_qps;
             let rate = Rate { per_second: per_second as f64, burst: burst as f64 };

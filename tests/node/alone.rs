@@ -67,6 +67,7 @@ async fn scenarios(node: &mut Node) -> anyhow::Result<()> {
         manifests::a_broken_manifest_keeps_what_ran_over_a_restart,
         runtime::a_sandbox_that_is_lost_is_replaced,
         runtime::a_restart_of_containerd_disturbs_no_pod_and_is_noticed,
+        runtime::an_agent_that_waits_for_the_runtime_ends_at_sigterm,
         manifests::an_edited_pod_is_replaced,
         manifests::a_removed_pod_is_gone_at_once,
     );

@@ -37,6 +37,26 @@ pub(super) async fn a_restart_of_containerd_disturbs_no_pod_and_is_noticed(node:
     .await
 }
 
+/// It used to wait for the runtime with no ear for anything else, until systemd killed it.
+pub(super) async fn an_agent_that_waits_for_the_runtime_ends_at_sigterm(node: &mut Node) -> anyhow::Result<()> {
+    node.agent()?.stop().await?;
+    node.containerd.kill9();
+    let log = node.agent()?.log().to_owned();
+    let before = fs::read_to_string(&log)?.len();
+    node.restart_agent()?;
+    eventually(LONG, "the agent to wait for the runtime", async || {
+        let text = fs::read_to_string(&log)?;
+        ensure!(text[before..].contains("waiting for the container runtime"), "{}", &text[before..]);
+        Ok(())
+    })
+    .await?;
+    node.agent()?.stop().await?;
+    let netns = node.netns().clone();
+    node.containerd.restart(&netns).await?;
+    node.restart_agent()?;
+    all_ready(node, &WEB).await
+}
+
 /// Ends the processes of one cgroup.
 fn kill_all_in(node: &Node, cgroup: &str) -> anyhow::Result<()> {
     let directories = node.cgroups.find(cgroup);
