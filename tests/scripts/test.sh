@@ -24,20 +24,20 @@ check() {
   shift
   if "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
 }
-# Cargo does not build the binaries of other packages for a test, so every tier starts with them.
-suite "build" cargo build --locked -p nodelet -p nodelet-cni
+# Cargo does not build the binaries of other packages for a test, so every tier starts with them. Always for the whole
+# workspace: another choice of packages is another choice of features, and builds every crate a second time.
+suite "build" cargo build --locked --workspace --bins
 for tier in "$@"; do
   case $tier in
   lint) check "lint: formatting" cargo fmt --all --check
         check "lint: clippy" cargo clippy --locked --workspace --all-targets -- -D warnings
         check "lint: licences, sources and banned crates" make --no-print-directory deny ;;
-  unit) suite "unit: pure code and fakes" cargo test --locked --workspace --lib --bins --exclude nodelet-tests --no-fail-fast
-        suite "unit: descriptors" cargo test --locked -p nodelet-proto --tests --no-fail-fast
-        suite "unit: harness" cargo test --locked -p nodelet-tests --lib --no-fail-fast
-        suite "unit: a runtime that is ill" cargo test --locked -p nodelet-tests --test faults --no-fail-fast ;;
-  kernel) suite "kernel: nftables and CNI" cargo test --locked -p nodelet-tests --test services --test cni --no-fail-fast ;;
-  node) suite "node: contract and agent alone" cargo test --locked -p nodelet-tests --test contract --test node --no-fail-fast ;;
-  cluster) suite "cluster: agent joined" cargo test --locked -p nodelet-tests --test cluster --no-fail-fast -- --test-threads=1 ;;
+  unit) suite "unit: pure code and fakes" cargo test --locked --workspace --lib --bins --no-fail-fast
+        suite "unit: descriptors" cargo test --locked --workspace --test descriptors --no-fail-fast
+        suite "unit: a runtime that is ill, images" cargo test --locked --workspace --test faults --test images --no-fail-fast ;;
+  kernel) suite "kernel: nftables and CNI" cargo test --locked --workspace --test services --test cni --no-fail-fast ;;
+  node) suite "node: contract and agent alone" cargo test --locked --workspace --test contract --test node --no-fail-fast ;;
+  cluster) suite "cluster: agent joined" cargo test --locked --workspace --test cluster --no-fail-fast -- --test-threads=1 ;;
   *) echo "test.sh: no tier $tier; there are lint, unit, kernel, node, cluster" >&2; exit 64 ;;
   esac
 done
