@@ -62,10 +62,12 @@ pub fn look(before: Option<&Growth>, size: u64, now: Nanos, policy: &Policy) -> 
     Growth { size, at: now, rate, rotated_at, due, is_over: is_full && may_rotate_at <= now }
 }
 
-/// What is known of the new log after a rotation: it is written as fast as the one before.
+/// What is known of the new log after a rotation: it is written as fast as the one before. How fast that was is not known
+/// of a log that was over the limit when it was seen first; it is learned as with every new log.
 pub fn rotated(before: Option<&Growth>, now: Nanos, policy: &Policy) -> Growth {
     let rate = before.map_or(0, |before| before.rate);
-    Growth { size: 0, at: now, rate, rotated_at: Some(now), due: now + delay(0, rate, policy), is_over: false }
+    let delay = if rate == 0 { SECOND_LOOK.min(policy.interval) } else { delay(0, rate, policy) };
+    Growth { size: 0, at: now, rate, rotated_at: Some(now), due: now + delay, is_over: false }
 }
 
 /// Half of the time until the limit is reached.
@@ -139,6 +141,13 @@ mod tests {
         assert_eq!(second.due, 11 * SECOND);
         let third = look(Some(&second), 100, 11 * SECOND, &POLICY);
         assert_eq!(third.due, 21 * SECOND);
+    }
+
+    #[test]
+    fn a_log_that_is_over_the_limit_when_it_is_seen_first_is_looked_at_soon_after_its_rotation() {
+        let first = look(None, 30 << 20, 0, &POLICY);
+        assert!(first.is_over);
+        assert_eq!(rotated(Some(&first), SECOND, &POLICY).due, 2 * SECOND);
     }
 
     #[test]
