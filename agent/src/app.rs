@@ -14,6 +14,7 @@ use crate::api::events::Rate;
 use crate::config::{Config, Mode, Only};
 use crate::control::{self, StateDir};
 use crate::event::{Event, Recorder};
+use crate::garbage::Ask;
 use crate::health;
 use crate::ids::NodeName;
 use crate::node::{RuntimeHealth, address};
@@ -72,9 +73,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             // The runtime may take minutes to answer, or never do: the signal to stop counts meanwhile, too.
             let starting = Box::pin(run_alone(parts, manifests.as_deref(), service_cidrs));
             let started = shutdown.run_until_cancelled(starting).await;
-            let Some(board) = started.transpose()? else { return Ok(()) };
+            let Some((board, garbage)) = started.transpose()? else { return Ok(()) };
             tokio::spawn(record_events(events, board.clone(), None));
-            tokio::spawn(control::serve(listener, board, shutdown.clone()));
+            tokio::spawn(control::serve(listener, board, Some(garbage), shutdown.clone()));
             wait(&config, &shutdown).await;
         }
         Mode::Joined { kubeconfig, bootstrap } => {
@@ -92,7 +93,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             let node = NodeName::new(&config.node_name);
             tokio::spawn(api::events::run(joined.client.clone(), node, rate, events_rx));
             tokio::spawn(record_events(events, joined.board.clone(), Some(events_tx)));
-            tokio::spawn(control::serve(listener, joined.board.clone(), shutdown.clone()));
+            tokio::spawn(control::serve(listener, joined.board.clone(), joined.garbage.clone(), shutdown.clone()));
             wait(&config, shutdown).await;
         }
     }
@@ -170,7 +171,11 @@ async fn record_events(mut events: mpsc::Receiver<Event>, board: Arc<Board>, api
 }
 
 /// A node without a control plane: files are the source of everything.
-async fn run_alone(parts: Parts<'_>, manifests: Option<&Path>, service_cidrs: &[String]) -> anyhow::Result<Arc<Board>> {
+async fn run_alone(
+    parts: Parts<'_>,
+    manifests: Option<&Path>,
+    service_cidrs: &[String],
+) -> anyhow::Result<(Arc<Board>, mpsc::Sender<Ask>)> {
     let Parts { config, recorder, shutdown, .. } = &parts;
     let (objects_tx, changed_objects) = mpsc::unbounded_channel();
     let objects = Arc::new(AloneObjects::new(objects_tx));
@@ -187,7 +192,7 @@ async fn run_alone(parts: Parts<'_>, manifests: Option<&Path>, service_cidrs: &[
     let board = Arc::new(Board::new(listeners, shown, config.kubelet.pod_logs_dir.clone()));
     let health = watch::Sender::new(RuntimeHealth::unknown());
     let half = PodHalf::new(config, recorder.clone(), objects, board.clone(), parts.addresses, health).await?;
-    garbage::start(config, half.runtime(), board.clone(), shutdown);
+    let garbage = garbage::start(config, &half, board.clone(), shutdown);
     let listeners = addresses::Listeners { pods: Some(half.host_addresses()), services: parts.services.clone() };
     let (known, configured, stop) = (parts.addresses.to_vec(), config.node_ips.clone(), (*shutdown).clone());
     let (_, no_node) = watch::channel(None);
@@ -204,7 +209,7 @@ async fn run_alone(parts: Parts<'_>, manifests: Option<&Path>, service_cidrs: &[
     if let Some(files) = files {
         files.start(updates, shutdown);
     }
-    Ok(board)
+    Ok((board, garbage))
 }
 
 /// The manifest directory with what makes Services of it, opened and not yet running.

@@ -12,6 +12,7 @@ use clap::{Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use crate::config::{Flags, Only, flags};
 
 pub mod client;
+pub mod gc;
 pub mod print;
 
 /// Exit code for a command line or configuration that cannot be used; `EX_USAGE` of sysexits.h.
@@ -57,6 +58,8 @@ pub enum Command {
         #[arg(short, long, default_value = "default")]
         namespace: String,
     },
+    /// Remove unused images and what pods left, or show what would go and why
+    Gc(GcArgs),
     /// Remove the rules that this node's Services need
     Cleanup,
 }
@@ -181,6 +184,33 @@ pub struct LogsArgs {
     pub previous: bool,
 }
 
+/// `nodelet gc`.
+#[derive(Args, Debug)]
+pub struct GcArgs {
+    /// Only show what would go
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Remove unused images, the longest unused first, until so many bytes are free, whatever the thresholds say: 5Gi
+    #[arg(long, value_parser = bytes)]
+    pub free: Option<u64>,
+    /// Output format
+    #[arg(short, long, value_enum)]
+    pub output: Option<GcFormat>,
+}
+
+/// How `gc` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GcFormat {
+    /// JSON.
+    Json,
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let quantity =
+        crate::quantity::Quantity::parse(text).ok().and_then(|quantity| u64::try_from(quantity.value()).ok());
+    quantity.ok_or_else(|| "expected a quantity of bytes such as 500Mi or 5Gi".into())
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     crate::config::duration::parse(text).ok_or_else(|| "expected a duration such as 10s, 1m30s or 1h".into())
 }
@@ -248,6 +278,9 @@ pub struct RunArgs {
     /// `external` where a cloud controller runs
     #[arg(long, hide = true)]
     pub cloud_provider: Option<String>,
+    /// Dead containers of a name to keep, for their logs: kubelet's flag, 1 by default, negative for all
+    #[arg(long, hide = true, allow_negative_numbers = true)]
+    pub maximum_dead_containers_per_container: Option<i64>,
     /// kubelet's and kube-proxy's flags for fields of their files.
     #[command(flatten)]
     pub fields: FieldFlags,
@@ -289,6 +322,7 @@ impl RunArgs {
             pod_cidr: self.pod_cidr.clone(),
             cni_conf_dir: self.cni_conf_dir.clone(),
             cloud_provider: self.cloud_provider.clone(),
+            dead_containers: self.maximum_dead_containers_per_container,
             fields: self.fields.0.clone(),
             only: self.only.map(|only| match only {
                 OnlyArg::Pods => Only::Pods,

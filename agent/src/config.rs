@@ -111,6 +111,8 @@ pub struct Flags {
     pub only: Option<Only>,
     /// `--cloud-provider`.
     pub cloud_provider: Option<String>,
+    /// `--maximum-dead-containers-per-container`.
+    pub dead_containers: Option<i64>,
     /// Flags that are fields of a file, as [`flags`] lists them: name and text, in the order given.
     pub fields: Vec<(String, String)>,
 }
@@ -129,6 +131,8 @@ pub struct Config {
     /// Whether a cloud controller fills in addresses, zone and provider ID. The node then registers with the taint that
     /// keeps pods away until it has (KEP-2392); that taint is in `kubelet.taints`.
     pub has_cloud_controller: bool,
+    /// Dead containers of a name that are kept, where the flag says; negative for all.
+    pub dead_containers: Option<i64>,
     /// Labels that the node registers with.
     pub node_labels: Vec<(String, String)>,
     /// Where the runtime looks for network configurations; one for the project's own plugin is written there when there
@@ -180,6 +184,7 @@ pub fn load(flags: &Flags) -> Result<(Config, Vec<Problem>), Vec<Problem>> {
         node_name,
         node_ips: addresses(flags, &mut findings),
         has_cloud_controller,
+        dead_containers: flags.dead_containers,
         node_labels: labels(flags, &mut findings),
         root_dir: flags.root_dir.clone().unwrap_or_else(|| "/var/lib/kubelet".into()),
         cert_dir: flags.cert_dir.clone().unwrap_or_else(|| "/var/lib/kubelet/pki".into()),

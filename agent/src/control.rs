@@ -22,10 +22,11 @@ use k8s_openapi::api::core::v1::Pod;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::event::ring::Record;
+use crate::garbage::Ask;
 use crate::ids::PodUid;
 use crate::logs;
 
@@ -109,9 +110,12 @@ impl StateDir {
     }
 }
 
+/// Where requests of `nodelet gc` go; `None` where no pods run.
+pub type Garbage = Option<mpsc::Sender<Ask>>;
+
 /// Serves the socket until shutdown.
-pub async fn serve(listener: UnixListener, view: Arc<dyn View>, shutdown: CancellationToken) {
-    let app = router(view);
+pub async fn serve(listener: UnixListener, view: Arc<dyn View>, garbage: Garbage, shutdown: CancellationToken) {
+    let app = router(view).merge(Router::new().route("/garbage", get(look).post(collect)).with_state(garbage));
     loop {
         let stream = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -169,6 +173,30 @@ async fn endpoint_slices(State(view): Shared) -> Response {
 
 async fn events(State(view): Shared, UrlPath(uid): UrlPath<String>) -> Response {
     axum::Json(view.events(&PodUid::new(uid))).into_response()
+}
+
+#[derive(Deserialize)]
+struct GarbageQuery {
+    /// Bytes of unused images to remove whatever the thresholds say.
+    free: Option<u64>,
+}
+
+async fn look(State(garbage): State<Garbage>, Query(query): Query<GarbageQuery>) -> Response {
+    ask_for_garbage(garbage, true, query.free).await
+}
+
+async fn collect(State(garbage): State<Garbage>, Query(query): Query<GarbageQuery>) -> Response {
+    ask_for_garbage(garbage, false, query.free).await
+}
+
+async fn ask_for_garbage(garbage: Garbage, dry_run: bool, free: Option<u64>) -> Response {
+    let Some(garbage) = garbage else { return refuse("this agent runs no pods, so it removes nothing".to_owned()) };
+    let (reply, report) = oneshot::channel();
+    let sent = garbage.send(Ask { dry_run, free, reply }).await.is_ok();
+    match report.await {
+        Ok(report) if sent => axum::Json(report).into_response(),
+        Ok(_) | Err(_) => refuse("the agent is stopping".to_owned()),
+    }
 }
 
 #[derive(Deserialize)]

@@ -15,6 +15,7 @@ pub mod client;
 pub mod convert;
 pub mod events;
 pub mod labels;
+pub mod listing;
 
 pub use client::{CriError, Known, Runtime};
 pub use events::RuntimeEvent;

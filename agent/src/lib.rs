@@ -27,6 +27,7 @@
 //! | static pods (`source::static_pods`), with a `staticPodPath` | inotify, files | pods |
 //! | addresses (`app::addresses`) | rtnetlink, the own Node | host addresses of pods, addresses of NodePorts |
 //! | network check (`app::network`), once | the runtime's sandboxes, CNI's cache | CHECK and GC of the CNI chain |
+//! | garbage ([`garbage`]) | every five minutes: images, containers, which images pods name; `nodelet gc` | `RemoveImage`, events of the node; a full check by the manager |
 //! | log rotation ([`logs::rotate`]) | which containers run (`app::board`), sizes of their logs | renamed and compressed files, `ReopenContainerLog` |
 //! | control ([`control::serve`]) | connections on the Unix socket; a task each | answers from the board and from log files |
 //! | health ([`health::serve`]), up to three | HTTP | what [`health`] lists |
@@ -95,6 +96,7 @@ pub mod source;
 // Domains.
 pub mod alone;
 pub mod cgroup;
+pub mod garbage;
 pub mod nft;
 pub mod node;
 pub mod pod;

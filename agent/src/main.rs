@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         Command::Describe { kind: DescribeKind::Pod, name, namespace } => {
             ask(client::describe_pod(&cli.state_dir, namespace, name))
         }
+        Command::Gc(args) => ask(client::gc(&cli.state_dir, args)),
         Command::Cleanup => report(nodelet::app::cleanup()),
     }
 }

@@ -12,6 +12,7 @@
 //! Names and help texts: `pkg/kubelet/metrics`, `component-base/metrics` of Kubernetes 1.37.
 
 pub mod cells;
+pub mod garbage;
 pub mod operations;
 pub mod pods;
 pub mod rest;
@@ -39,6 +40,8 @@ pub struct Metrics {
     pub health: Health,
     /// Pods and containers.
     pub pods: Pods,
+    /// What was removed.
+    pub garbage: garbage::Garbage,
     /// The client certificate.
     pub client_certificate: Certificate,
     /// The certificate of the kubelet API.
@@ -58,6 +61,7 @@ pub static METRICS: Metrics = Metrics {
     served: served::Served::new(),
     health: Health { sync_loop: Gauge::new(), checks: Labelled::new() },
     pods: Pods::new(),
+    garbage: garbage::Garbage::new(),
     client_certificate: Certificate::new(),
     server_certificate: Certificate::new(),
     relist: Relist {
@@ -153,6 +157,7 @@ impl Metrics {
         self.rest.write(text);
         self.served.write(text);
         self.pods.write(text);
+        self.garbage.write(text);
         self.relist.write(text);
         let help = "[ALPHA] Duration in seconds of the run_podsandbox operations. Broken down by RuntimeClass.Handler.";
         let mut family = text.family("kubelet_run_podsandbox_duration_seconds", Kind::Histogram, help);

@@ -15,6 +15,7 @@ pub mod action;
 pub mod admit;
 pub mod allocation;
 pub mod container_config;
+pub mod dead;
 pub mod dns;
 pub mod env;
 pub mod execute;

@@ -4,6 +4,7 @@
 //! healthy pod as it was, was nobody else held up, was the trouble named, and does all converge once it is over?
 
 mod calls;
+mod garbage;
 mod lies;
 mod rig;
 mod troubles;

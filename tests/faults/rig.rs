@@ -15,7 +15,11 @@ use k8s_openapi::api::core::v1::{
 };
 use nodelet::cgroup::{PodCgroup, Values};
 use nodelet::cri::{Runtime, events};
-use nodelet::event::{Event, Recorder};
+use nodelet::event::{Event, Recorder, Subject};
+use nodelet::garbage::collector::Uses;
+use nodelet::garbage::images::{Disk, Policy};
+use nodelet::garbage::report::Report;
+use nodelet::garbage::{Ask, Collector};
 use nodelet::ids::{ObjectKey, PodUid};
 use nodelet::objects::{ObjectError, ObjectRef, Objects, ServiceEnv, Token, TokenAsk};
 use nodelet::pod::allocation::checkpoint::{self, Checkpoint};
@@ -29,7 +33,7 @@ use nodelet::probe::{self, ExecError, ExecOutcome, Prober};
 use nodelet::quantity::Quantity;
 use nodelet::source::{SourceName, SourceUpdate};
 use nodelet_proto::cri;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Limit of calls to the runtime; minutes in a real agent.
@@ -44,8 +48,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Every status that was published, by pod name.
-#[derive(Default)]
-struct Published(Mutex<BTreeMap<String, Vec<PodStatus>>>);
+struct Published(Mutex<BTreeMap<String, Vec<PodStatus>>>, watch::Sender<bool>);
 
 impl StatusSink for Published {
     fn publish(&self, pod: &Arc<Pod>, status: &Arc<PodStatus>) {
@@ -59,7 +62,24 @@ impl StatusSink for Published {
 
     fn forget(&self, _: &PodUid) {}
 
+    fn synced(&self) {
+        self.1.send_replace(true);
+    }
+
     fn terminating(&self, _: &Arc<Pod>, _: &Arc<PodStatus>) {}
+}
+
+/// All pods of the rig have the same image.
+pub(crate) const IMAGE: &str = "localhost/app:1";
+
+impl Uses for Published {
+    fn image_names(&self) -> BTreeSet<String> {
+        if lock(&self.0).is_empty() { BTreeSet::new() } else { BTreeSet::from([IMAGE.to_owned()]) }
+    }
+
+    fn is_complete(&self) -> watch::Receiver<bool> {
+        self.1.subscribe()
+    }
 }
 
 /// A node without volumes and cgroups.
@@ -196,6 +216,7 @@ struct Running {
     sources: mpsc::UnboundedSender<SourceUpdate>,
     _objects: mpsc::UnboundedSender<PodUid>,
     _node: mpsc::Sender<()>,
+    asks: mpsc::Sender<Ask>,
     _stop: DropGuard,
 }
 
@@ -207,6 +228,8 @@ pub(crate) struct Rig {
     published: Arc<Published>,
     events: Arc<Mutex<Vec<Event>>>,
     wanted: BTreeMap<String, Arc<Pod>>,
+    /// When images are removed; from the next start on.
+    pub(crate) garbage: Policy,
 }
 
 /// What may not change of a pod that is left alone.
@@ -220,8 +243,10 @@ impl Rig {
     pub(crate) async fn start() -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let fake = FakeCri::start(dir.path().join("cri.sock")).await?;
-        let (published, events) = Default::default();
-        let mut rig = Self { fake, dir, running: None, published, events, wanted: BTreeMap::new() };
+        let published = Arc::new(Published(Mutex::default(), watch::Sender::new(false)));
+        let garbage = Policy { high: 100, low: 80, min_age: 0, max_age: 0 };
+        let (events, wanted) = Default::default();
+        let mut rig = Self { fake, dir, running: None, published, events, wanted, garbage };
         rig.start_agent()?;
         Ok(rig)
     }
@@ -277,16 +302,35 @@ impl Rig {
         tokio::spawn(events::run(runtime, runtime_tx, stop.clone()));
         let (sources, updates) = mpsc::unbounded_channel();
         let ((objects_tx, objects), (node_tx, node)) = (mpsc::unbounded_channel(), mpsc::channel(1));
-        let inputs = Inputs { sources: updates, runtime: runtime_rx, probes, objects, announced, node, freed };
-        let manager = Manager::new(shared, BTreeSet::from([SourceName::Manifests]));
+        let (questions_tx, questions) = mpsc::channel(4);
+        let inputs =
+            Inputs { sources: updates, runtime: runtime_rx, probes, objects, announced, node, freed, questions };
+        let manager = Manager::new(shared.clone(), BTreeSet::from([SourceName::Manifests]));
         tokio::spawn(manager.run(inputs, stop.clone()));
+        let (asks, asked) = mpsc::channel(1);
+        let (policy, uses) = (self.garbage, self.published.clone());
+        let collector = Collector { shared, policy, uses, questions: questions_tx, disk: full_disk };
+        tokio::spawn(collector.run(asked, stop.clone()));
         for pod in self.wanted.values() {
             sources.send(SourceUpdate::Upsert(SourceName::Manifests, pod.clone()))?;
         }
         let named = self.wanted.values().map(|pod| PodUid::new(pod.metadata.uid.as_deref().unwrap_or_default()));
         sources.send(SourceUpdate::Synced(SourceName::Manifests, named.collect()))?;
-        self.running = Some(Running { sources, _objects: objects_tx, _node: node_tx, _stop: stop.drop_guard() });
+        self.running = Some(Running { sources, _objects: objects_tx, _node: node_tx, asks, _stop: stop.drop_guard() });
         Ok(())
+    }
+
+    /// What `nodelet gc` gets.
+    pub(crate) async fn gc(&self, dry_run: bool, free: Option<u64>) -> anyhow::Result<Report> {
+        let (reply, report) = oneshot::channel();
+        self.running.as_ref().context("no agent runs")?.asks.send(Ask { dry_run, free, reply }).await?;
+        Ok(report.await?)
+    }
+
+    /// Reasons and texts of the events about the node.
+    pub(crate) fn node_events(&self) -> Vec<(&'static str, String)> {
+        let of_node = |event: &Event| event.subject == Subject::Node;
+        lock(&self.events).iter().filter(|event| of_node(event)).map(|e| (e.reason, e.message.clone())).collect()
     }
 
     fn tell(&self, update: SourceUpdate) -> anyhow::Result<()> {
@@ -301,7 +345,7 @@ impl Rig {
     /// The same with hooks.
     pub(crate) fn add_with(&mut self, name: &str, lifecycle: serde_json::Value) -> anyhow::Result<()> {
         let probe = serde_json::json!({ "exec": { "command": ["true"] }, "periodSeconds": 1 });
-        let container = serde_json::json!({ "name": "app", "image": "localhost/app:1", "readinessProbe": probe,
+        let container = serde_json::json!({ "name": "app", "image": IMAGE, "readinessProbe": probe,
             "lifecycle": lifecycle });
         let pod = Arc::new(serde_json::from_value::<Pod>(serde_json::json!({
             "metadata": { "name": name, "namespace": "default", "uid": format!("uid-{name}") },
@@ -407,6 +451,11 @@ fn is_ready(status: &PodStatus) -> bool {
     status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
+/// A disk of 100 MiB of which 10 are left.
+fn full_disk(_: &std::path::Path) -> std::io::Result<Disk> {
+    Ok(Disk { capacity: 100 << 20, available: 10 << 20 })
+}
+
 fn settings(dir: PathBuf) -> Settings {
     let logs = dir.join("logs");
     // The look for leftovers wants the directory to be there.
@@ -421,6 +470,7 @@ fn settings(dir: PathBuf) -> Settings {
         port_mappings: false,
         container_links: None,
         kept_logs: dir.join("kept"),
+        dead_containers: 1,
         resize: resize::Rules { limited_swap: false },
     }
 }

@@ -232,14 +232,21 @@ impl Node {
         let text = format!(
             "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\ncgroupDriver: cgroupfs\n\
              cgroupRoot: {}\nfailCgroupV1: false\nfailSwapOn: false\npodLogsDir: {}\n\
-             containerRuntimeEndpoint: unix://{}\n{}{extra}",
+             containerRuntimeEndpoint: unix://{}\n{}{}{extra}",
             self.cgroups.root(),
             self.path("pod-logs").display(),
             self.containerd.socket().display(),
+            self.without_disk_pressure(),
             self.extra_configuration,
         );
         fs::write(&config, text)?;
         Ok(config)
+    }
+
+    /// Nodes of tests share the machine's disk, and how full it is decides nothing, unless a test says otherwise.
+    fn without_disk_pressure(&self) -> &'static str {
+        const OFF: &str = "imageGCHighThresholdPercent: 100\n";
+        if self.extra_configuration.contains("imageGCHighThresholdPercent:") { "" } else { OFF }
     }
 
     /// The command line up to what the mode adds.

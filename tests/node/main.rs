@@ -3,6 +3,7 @@
 #![allow(clippy::large_futures)]
 
 mod alone;
+mod garbage;
 mod harness_itself;
 mod kills;
 mod leftovers;

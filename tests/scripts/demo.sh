@@ -117,6 +117,7 @@ cgroupDriver: cgroupfs
 cgroupRoot: /$name
 failCgroupV1: false
 failSwapOn: false
+imageGCHighThresholdPercent: 100
 podLogsDir: $dir/pod-logs
 YAML
 start_agent() {

@@ -1,15 +1,17 @@
 //! The board: pods of this node with their newest statuses and events, for views and for whoever has to know at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 use serde_json::Value;
+use tokio::sync::watch;
 
 use crate::control::View;
 use crate::event::ring::{Record, Ring};
+use crate::garbage::collector::Uses;
 use crate::ids::{ContainerId, PodUid};
 use crate::logs::choose;
 use crate::logs::rotate::{LogFile, Writers};
@@ -32,12 +34,15 @@ pub struct Board {
     listeners: Vec<Arc<dyn StatusSink>>,
     services: ServiceView,
     log_dir: PathBuf,
+    /// Every source has delivered, and every pod has published.
+    complete: watch::Sender<bool>,
 }
 
 impl Board {
     /// A board that passes everything on to `listeners`.
     pub fn new(listeners: Vec<Arc<dyn StatusSink>>, services: ServiceView, log_dir: PathBuf) -> Self {
-        Self { pods: Mutex::default(), ring: Mutex::default(), listeners, services, log_dir }
+        let complete = watch::Sender::new(false);
+        Self { pods: Mutex::default(), ring: Mutex::default(), listeners, services, log_dir, complete }
     }
 
     fn put(&self, pod: &Arc<Pod>, status: &Arc<PodStatus>) {
@@ -68,6 +73,7 @@ impl StatusSink for Board {
     }
 
     fn synced(&self) {
+        self.complete.send_replace(true);
         self.listeners.iter().for_each(|listener| listener.synced());
     }
 
@@ -82,6 +88,19 @@ impl StatusSink for Board {
                 listener.left(uid).await;
             }
         })
+    }
+}
+
+impl Uses for Board {
+    fn image_names(&self) -> BTreeSet<String> {
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_over = |status: &PodStatus| matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let going = pods.values().filter(|(_, status)| !is_over(status));
+        going.flat_map(|(pod, _)| spec::image_names(pod)).map(str::to_owned).collect()
+    }
+
+    fn is_complete(&self) -> watch::Receiver<bool> {
+        self.complete.subscribe()
     }
 }
 

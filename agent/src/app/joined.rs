@@ -29,7 +29,9 @@ use crate::api::service_envs::{ServiceEnvSink, ServiceEnvs};
 use crate::api::status_writer::StatusWriter;
 use crate::api::watch::{WatchHandle, spawn_watch};
 use crate::config::{Config, KUBELET_VERSION, Only};
+use crate::control;
 use crate::event::Recorder;
+use crate::garbage::Ask;
 use crate::ids::{NodeName, ObjectKey};
 use crate::node::heartbeat::{self, NodeHandle, NodeInputs};
 use crate::node::settings::NodeSettings;
@@ -66,6 +68,8 @@ pub struct Joined {
     pub board: Arc<Board>,
     /// Client for events.
     pub client: kube::Client,
+    /// Where requests of `nodelet gc` go.
+    pub garbage: control::Garbage,
     _watches: Vec<WatchHandle>,
     _node: Option<NodeHandle>,
     _extras: Arc<watch::Sender<NodeExtras>>,
@@ -87,7 +91,7 @@ pub async fn run(parts: Parts<'_>, identity: &Identity) -> anyhow::Result<Joined
     let extras = Arc::new(watch::Sender::new(NodeExtras::default()));
     let (stopping_tx, stopping) = watch::channel(false);
     let kube = client.kube();
-    let (board, node) = match config.only {
+    let (board, node, garbage) = match config.only {
         Only::Services => {
             if let Some(half) = &parts.services {
                 let (own, node) = heartbeat::watch_own(&service_client, &NodeName::new(&config.node_name));
@@ -95,15 +99,16 @@ pub async fn run(parts: Parts<'_>, identity: &Identity) -> anyhow::Result<Joined
                 follow_addresses(&parts, node.clone(), address::changes(), None);
                 tokio::spawn(service_half::follow_node(half.clone(), node));
             }
-            (Arc::new(Board::new(Vec::new(), no_services(), config.kubelet.pod_logs_dir.clone())), None)
+            (Arc::new(Board::new(Vec::new(), no_services(), config.kubelet.pod_logs_dir.clone())), None, None)
         }
         Only::Both | Only::Pods => {
             let started = start_pods(&parts, (client, service_client), envs, &extras, stopping).await?;
             watches.push(started.watch);
-            (started.board, Some(started.node))
+            (started.board, Some(started.node), Some(started.garbage))
         }
     };
-    Ok(Joined { board, client: kube, _watches: watches, _node: node, _extras: extras, _stopping: stopping_tx })
+    let (_watches, _node, _extras, _stopping) = (watches, node, extras, stopping_tx);
+    Ok(Joined { board, client: kube, garbage, _watches, _node, _extras, _stopping })
 }
 
 /// The running pod half of a joined node.
@@ -111,6 +116,7 @@ struct StartedPods {
     board: Arc<Board>,
     node: NodeHandle,
     watch: WatchHandle,
+    garbage: mpsc::Sender<Ask>,
 }
 
 async fn start_pods(
@@ -171,7 +177,7 @@ async fn start_pods(
         addresses,
         shutdown,
     })?;
-    garbage::start(config, half.runtime(), board.clone(), shutdown);
+    let garbage = garbage::start(config, &half, board.clone(), shutdown);
     follow_addresses(parts, node.node(), machine, Some(half.host_addresses()));
     let period = config.kubelet.status_report;
     tokio::spawn(node_extras::run(half.runtime(), extras.clone(), period, (*shutdown).clone()));
@@ -183,7 +189,7 @@ async fn start_pods(
     let outlets = pod_source::Outlets { updates, mirrors: notes_tx, observer };
     admission::learn(node.node(), admission).await;
     let watch = pod_source::spawn(client.kube(), &name, outlets);
-    Ok(StartedPods { board, node, watch })
+    Ok(StartedPods { board, node, watch, garbage })
 }
 
 /// Follows `staticPodPath`. Without one, `pods` stays empty and open: the mirror task ends with its inputs.

@@ -25,6 +25,7 @@ use crate::pod::allocation::checkpoint::{self, Checkpoint};
 use crate::pod::facilities::StatusSink;
 use crate::pod::images::Images;
 use crate::pod::journal::Journal;
+use crate::pod::manager::census::Question;
 use crate::pod::manager::{Inputs, Manager};
 use crate::pod::shared::{self, Shared};
 use crate::probe::{self, Prober};
@@ -42,6 +43,7 @@ pub struct PodHalf {
     network: Network,
     node_changed: (mpsc::Sender<()>, mpsc::Receiver<()>),
     freed: mpsc::UnboundedReceiver<()>,
+    questions: (mpsc::Sender<Question>, mpsc::Receiver<Question>),
 }
 
 /// The addresses that pods show as those of their host.
@@ -138,6 +140,7 @@ impl PodHalf {
             health,
             node_changed: mpsc::channel(1),
             freed,
+            questions: mpsc::channel(4),
         })
     }
 
@@ -154,6 +157,16 @@ impl PodHalf {
     /// What the kubelet API shows: the runtime, probes, the version of cgroups.
     pub fn served(&self) -> (Runtime, Arc<Prober>, u8) {
         (self.runtime(), self.prober.clone(), self.cgroup)
+    }
+
+    /// What all workers share.
+    pub fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+
+    /// Where the manager is asked.
+    pub fn questions(&self) -> mpsc::Sender<Question> {
+        self.questions.0.clone()
     }
 
     /// The runtime.
@@ -177,7 +190,8 @@ impl PodHalf {
         let health = runtime_health::run(client, self.network, raw, runtime_tx, self.health, shutdown.clone());
         tokio::spawn(health);
         let (probes, announced, node) = (self.probes, self.announced, self.node_changed.1);
-        let inputs = Inputs { sources, runtime, probes, objects, announced, node, freed: self.freed };
+        let (freed, questions) = (self.freed, self.questions.1);
+        let inputs = Inputs { sources, runtime, probes, objects, announced, node, freed, questions };
         let manager = Manager::new(self.shared, awaited);
         tokio::spawn(manager.run(inputs, shutdown.clone()));
         sources_tx

@@ -8,7 +8,7 @@ use crate::config::proxy::LocalMode;
 use crate::config::{Config, Mode, Only};
 use crate::logs::kept;
 use crate::node::facts::MachineFacts;
-use crate::pod::{admit, dns, images, lifecycle, resize, security, shared};
+use crate::pod::{admit, dead, dns, images, lifecycle, resize, security, shared};
 use crate::quantity::{Format, Quantity};
 use crate::service::node_ports::{NodePorts, Place};
 use crate::service::{self, Cidr};
@@ -70,6 +70,7 @@ pub fn pods(config: &Config) -> shared::Settings {
         port_mappings: true,
         container_links: container_links(config),
         kept_logs: kept::execute::place(&config.kubelet.pod_logs_dir),
+        dead_containers: dead::kept(config.dead_containers),
     }
 }
 

@@ -6,25 +6,31 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use http_body_util::{BodyExt, Empty};
-use hyper::Request;
 use hyper::body::Incoming;
+use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
-use super::{Format, GetArgs, GetKind, LogsArgs, print};
+use super::{Format, GcArgs, GcFormat, GetArgs, GetKind, LogsArgs, gc as shown, print};
 use crate::control::SOCKET;
 use crate::event::ring::Record;
+use crate::garbage::report::Report;
 
 async fn ask(state_dir: &Path, path: &str) -> anyhow::Result<hyper::Response<Incoming>> {
+    request(state_dir, Method::GET, path).await
+}
+
+async fn request(state_dir: &Path, method: Method, path: &str) -> anyhow::Result<hyper::Response<Incoming>> {
     let socket = state_dir.join(SOCKET);
     let stream = UnixStream::connect(&socket).await.with_context(|| {
         format!("no agent answers at {}; is `nodelet run` up, and does it use this --state-dir?", socket.display())
     })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = Request::get(path).header("host", "nodelet").body(Empty::<bytes::Bytes>::new())?;
+    let request =
+        Request::builder().method(method).uri(path).header("host", "nodelet").body(Empty::<bytes::Bytes>::new())?;
     let answer = sender.send_request(request).await?;
     if answer.status().is_success() {
         return Ok(answer);
@@ -34,8 +40,25 @@ async fn ask(state_dir: &Path, path: &str) -> anyhow::Result<hyper::Response<Inc
 }
 
 async fn fetch<T: serde::de::DeserializeOwned>(state_dir: &Path, path: &str) -> anyhow::Result<T> {
-    let body = ask(state_dir, path).await?.into_body().collect().await?.to_bytes();
+    decode(ask(state_dir, path).await?).await
+}
+
+async fn decode<T: serde::de::DeserializeOwned>(answer: hyper::Response<Incoming>) -> anyhow::Result<T> {
+    let body = answer.into_body().collect().await?.to_bytes();
     serde_json::from_slice(&body).context("the agent's answer is not understood; do both have the same version?")
+}
+
+/// `nodelet gc`. Fails when something could not be looked at or removed.
+pub async fn gc(state_dir: &Path, args: &GcArgs) -> anyhow::Result<ExitCode> {
+    let method = if args.dry_run { Method::GET } else { Method::POST };
+    let path = args.free.map_or_else(|| "/garbage".to_owned(), |bytes| format!("/garbage?free={bytes}"));
+    let report: Report = decode(request(state_dir, method, &path).await?).await?;
+    let out = match args.output {
+        Some(GcFormat::Json) => serde_json::to_string_pretty(&report)? + "\n",
+        None => shown::text(&report),
+    };
+    std::io::stdout().write_all(out.as_bytes())?;
+    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// `nodelet get`.

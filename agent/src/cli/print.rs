@@ -33,7 +33,7 @@ pub fn table(kind: GetKind, items: &[Value], wide: bool, now: Nanos) -> String {
     layout(&head, &rows)
 }
 
-fn layout(head: &[&str], rows: &[Vec<String>]) -> String {
+pub(super) fn layout(head: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain([head[column].len()]).max().unwrap_or(0)

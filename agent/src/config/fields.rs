@@ -102,6 +102,11 @@ impl Fields {
         self.map.get(name).is_some_and(|node| node.kind != Kind::Scalar(Value::Null))
     }
 
+    /// Whether a field that was read was written.
+    pub fn was_written(&self, name: &str) -> bool {
+        self.seen.get(name).is_some_and(Option::is_some)
+    }
+
     /// Whether the field is written with a value that is not empty or zero.
     pub fn asks_for_something(&self, name: &str) -> bool {
         self.map.get(name).is_some_and(|node| !node.is_zero())

@@ -154,7 +154,6 @@ pub const KUBELET: &[Row] = &[
     ("lock-file", "", Gone),
     ("exit-on-lock-contention", "", GoneSwitch),
     ("minimum-container-ttl-duration", "", Gone),
-    ("maximum-dead-containers-per-container", "", Gone),
     ("maximum-dead-containers", "", Gone),
     ("experimental-mounter-path", "", Gone),
     ("experimental-allocatable-ignore-eviction", "", GoneSwitch),

@@ -118,6 +118,8 @@ pub struct Kubelet {
     pub registry_qps: (i64, i64),
     /// Rotation of container logs; `None` where a negative size switches it off.
     pub log_rotation: Option<LogRotation>,
+    /// When images are removed.
+    pub image_garbage: ImageGarbage,
     /// Unsafe sysctls that pods may set: names, or prefixes that end in `*`.
     pub allowed_unsafe_sysctls: Vec<String>,
     /// What node allocatable is enforced on.
@@ -149,6 +151,19 @@ pub struct LogRotation {
     pub workers: usize,
     /// Longest time between two looks at a log.
     pub interval: Duration,
+}
+
+/// When images are removed. 100 percent and an age of zero switch it off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageGarbage {
+    /// Percent of use of the images' file system from which unused images go.
+    pub high: u8,
+    /// Percent of use down to which they go.
+    pub low: u8,
+    /// How long a new image stays.
+    pub min_age: Duration,
+    /// How long an unused image stays; zero for ever.
+    pub max_age: Duration,
 }
 
 /// A group of processes that node allocatable is enforced on.
@@ -249,7 +264,7 @@ pub struct Logging {
 }
 
 /// Fields that exist and are not read, each with the value that asks for nothing: kubelet's default.
-const UNREAD: [Unread; 54] = [
+const UNREAD: [Unread; 50] = [
     ("syncFrequency", "1m0s"),
     ("fileCheckFrequency", "20s"),
     ("httpCheckFrequency", "20s"),
@@ -258,10 +273,6 @@ const UNREAD: [Unread; 54] = [
     ("tlsCurvePreferences", ""),
     ("enableContentionProfiling", "false"),
     ("oomScoreAdj", "-999"),
-    ("imageMinimumGCAge", "2m0s"),
-    ("imageMaximumGCAge", "0s"),
-    ("imageGCHighThresholdPercent", "85"),
-    ("imageGCLowThresholdPercent", "80"),
     ("volumeStatsAggPeriod", "1m0s"),
     ("kubeletCgroups", ""),
     ("systemCgroups", ""),
@@ -367,6 +378,7 @@ pub fn read(mut fields: Fields, f: &mut Findings) -> Kubelet {
         api_qps: qps(all, f, "kubeAPIQPS", "kubeAPIBurst", (50, 100)),
         registry_qps: qps(all, f, "registryPullQPS", "registryBurst", (5, 10)),
         log_rotation: sections::log_rotation(all, f),
+        image_garbage: sections::image_garbage(all, f),
         allowed_unsafe_sysctls: all.strings(f, "allowedUnsafeSysctls").unwrap_or_default(),
         enforce: sections::enforce(all, f),
         system_reserved_cgroup: all.string(f, "systemReservedCgroup").unwrap_or_default(),

@@ -274,3 +274,32 @@ fn tls_names_are_checked_and_ports_that_everybody_may_read_are_warned_of() {
         assert!(errors.iter().any(|error| error.contains(named)), "{named} in {errors:#?}");
     }
 }
+
+#[test]
+fn thresholds_and_ages_of_images_are_read_and_have_to_go_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let read =
+        |text: &str| load(&joined(dir.path(), text)).map(|(config, warnings)| (config.kubelet.image_garbage, warnings));
+    let (garbage, warnings) = read("maxPods: 5\n").unwrap();
+    let minutes = |count: u64| Duration::from_secs(60 * count);
+    let expected = kubelet::ImageGarbage { high: 85, low: 80, min_age: minutes(2), max_age: Duration::ZERO };
+    assert_eq!((garbage, texts(&warnings).len()), (expected, 0));
+    let text = "imageGCHighThresholdPercent: 70\nimageGCLowThresholdPercent: 0\nimageMinimumGCAge: 1m\nimageMaximumGCAge: 2h\n";
+    let expected = kubelet::ImageGarbage { high: 70, low: 0, min_age: minutes(1), max_age: minutes(120) };
+    assert_eq!(read(text).unwrap().0, expected);
+    for (text, problem) in [
+        ("imageGCHighThresholdPercent: 101\n", "config.yaml:1: imageGCHighThresholdPercent: 101 is not allowed"),
+        (
+            "imageGCHighThresholdPercent: 80\n",
+            "config.yaml:1: imageGCHighThresholdPercent: imageGCLowThresholdPercent is 80",
+        ),
+        (
+            "imageGCLowThresholdPercent: 90\n",
+            "config.yaml:1: imageGCLowThresholdPercent: imageGCLowThresholdPercent is 90",
+        ),
+        ("imageMaximumGCAge: 2m\n", "config.yaml:1: imageMaximumGCAge: is not longer than imageMinimumGCAge"),
+    ] {
+        let all = texts(&read(text).unwrap_err());
+        assert!(all.len() == 1 && all[0].contains(problem), "{all:#?}");
+    }
+}

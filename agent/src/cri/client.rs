@@ -19,6 +19,7 @@ use crate::metrics::METRICS;
 
 mod inspect;
 pub mod kubelet_api;
+mod lists;
 mod resources;
 
 pub use inspect::Known;

@@ -180,12 +180,13 @@ impl Images {
                 self.records.adopt(&intent, &image.id);
             }
         }
-        self.forget_others(&images, listed);
+        let ids: Vec<String> = images.into_iter().map(|image| image.id).collect();
+        self.forget_others(&ids, listed);
     }
 
-    /// Removes the records of images that `images`, asked for at `listed`, does not have.
-    pub fn forget_others(&self, images: &[cri::Image], listed: SystemTime) {
-        let ids: Vec<&str> = images.iter().map(|image| image.id.as_str()).collect();
+    /// Removes the records of images that are not among `ids`, which were asked for at `listed`.
+    pub fn forget_others(&self, ids: &[String], listed: SystemTime) {
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
         self.records.prune(&ids, listed);
     }
 

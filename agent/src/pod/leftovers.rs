@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::Pod;
 use super::execute::remove_log_directory;
 use super::shared::Shared;
 use crate::ids::PodUid;
+use crate::metrics::METRICS;
 
 /// Everything of one pod that is on the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -84,7 +85,10 @@ pub async fn remove(shared: Arc<Shared>, uid: PodUid, found: Found) {
         pod.metadata.uid = Some(uid.to_string());
         // The processes first: they may hold what is in the directory.
         problems.extend(shared.facilities.remove_cgroup(&Arc::new(pod)).await.err());
-        problems.extend(shared.facilities.remove_volumes(&uid).await.err());
+        let volumes = shared.facilities.remove_volumes(&uid).await;
+        METRICS.garbage.orphans.0.add(1);
+        METRICS.garbage.orphans.1.add(i64::from(volumes.is_err()));
+        problems.extend(volumes.err());
     }
     for name in &found.logs {
         problems.extend(remove_log_directory(&shared.settings, name).await.err());

@@ -28,9 +28,11 @@ use crate::ids::PodUid;
 use crate::metrics::METRICS;
 use crate::source::{SourceName, SourceUpdate};
 
+pub mod census;
 mod look;
 mod resizes;
 
+use census::Question;
 use look::{Looking, Seen};
 
 /// The full check that finds what lost events would have told: every five minutes, jittered by up to a fifth so that
@@ -53,6 +55,8 @@ pub struct Inputs {
     pub node: mpsc::Receiver<()>,
     /// A pod holds less than before.
     pub freed: mpsc::UnboundedReceiver<()>,
+    /// What others want to know.
+    pub questions: mpsc::Receiver<Question>,
 }
 
 struct Handle {
@@ -135,13 +139,12 @@ impl Manager {
                     self.decide_resizes();
                 }
                 Some(()) = inputs.node.recv() => self.tell_all(&Message::Node),
+                Some(question) = inputs.questions.recv() => self.answer(question),
                 Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.take_end(ended),
                 Some(seen) = self.looks.join_next(), if !self.looks.is_empty() => self.take_look(seen),
                 () = &mut relist => {
                     relist = Box::pin(tokio::time::sleep(jittered(RELIST)));
-                    self.tell_all(&Message::Resync);
-                    self.find_orphans();
-                    self.decide_resizes();
+                    self.check();
                 }
             }
         }
@@ -369,6 +372,8 @@ impl Manager {
         self.shared.actuated.retain(|uid| self.workers.contains_key(uid));
         match left {
             Ok((places, logs)) => {
+                METRICS.garbage.orphans.0.set(0);
+                METRICS.garbage.orphans.1.set(0);
                 for (uid, found) in leftovers::plan(places, logs, |uid| self.workers.contains_key(uid)) {
                     self.sweep(source, uid, found);
                 }

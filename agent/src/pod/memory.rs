@@ -133,6 +133,8 @@ pub struct Memory {
     pub logs: Step,
     /// Largest delay of the crash back-off; `crashLoopBackOff.maxContainerRestartPeriod`.
     pub max_crash_delay: Option<Nanos>,
+    /// Dead containers of a name that are kept, where it is not the default.
+    pub dead_containers: Option<usize>,
 }
 
 impl Memory {

@@ -5,9 +5,10 @@
 //! is not; the lifecycle decides, and once it is terminating [`start`] is never asked again.
 
 use super::action::{Action, Op, OpKey};
+use super::dead::{self, Shell};
 use super::lifecycle::{Lifecycle, follow_desired};
 use super::view::PodView;
-use crate::cri::Nanos;
+use crate::cri::{Nanos, SandboxView};
 
 pub mod start;
 pub mod stop;
@@ -88,5 +89,24 @@ impl<'a> Planner<'a> {
 
     fn finish(self, lifecycle: Lifecycle) -> PodPlan {
         PodPlan { lifecycle, actions: self.actions, wake_at: self.wake_at }
+    }
+}
+
+/// Removes what is of no use of a pod that stays: dead containers beyond those that are kept, and sandboxes without containers that are
+/// stopped and were replaced.
+fn collect_dead(planner: &mut Planner<'_>) {
+    let view = planner.view;
+    for container in dead::surplus(&view.runtime.containers, view.memory.dead_containers.unwrap_or(dead::KEPT)) {
+        planner.start(Op::RemoveContainer(container.id.clone()));
+    }
+    let shell = |sandbox: &SandboxView| Shell {
+        is_ready: sandbox.ready,
+        is_empty: view.runtime.containers.iter().all(|container| container.sandbox != sandbox.id),
+        made: (sandbox.created_at, sandbox.attempt),
+    };
+    for sandbox in dead::idle(&view.runtime.sandboxes, shell) {
+        if !sandbox.ready && view.memory.stopped.contains(&sandbox.id) {
+            planner.start(Op::RemoveSandbox(sandbox.id.clone()));
+        }
     }
 }

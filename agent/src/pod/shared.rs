@@ -42,6 +42,8 @@ pub struct Settings {
     pub container_links: Option<PathBuf>,
     /// Where the last logs of pods that are gone are kept; see [`crate::logs::kept`].
     pub kept_logs: PathBuf,
+    /// Dead containers of a name that are kept; see [`crate::pod::dead`].
+    pub dead_containers: usize,
 }
 
 /// Tells the time. Tests have clocks of their own.

@@ -119,6 +119,16 @@ pub fn image<'a>(pod: &'a Pod, name: &str) -> &'a str {
         .unwrap_or_default()
 }
 
+/// Images of all containers and image volumes of a pod, as the spec names them.
+pub fn image_names(pod: &Pod) -> impl Iterator<Item = &str> {
+    let spec = spec(pod);
+    let regular = spec.init_containers.iter().flatten().chain(&spec.containers).map(|c| &c.image);
+    let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| &c.image);
+    let volumes =
+        spec.volumes.iter().flatten().filter_map(|volume| volume.image.as_ref()).map(|image| &image.reference);
+    regular.chain(ephemeral).chain(volumes).filter_map(|name| name.as_deref())
+}
+
 /// Image volumes that a container mounts: volume name and reference.
 pub fn image_volumes<'a>(pod: &'a Pod, name: &str) -> Vec<(&'a str, &'a str)> {
     let volumes = spec(pod).volumes.as_deref().unwrap_or_default();

@@ -189,7 +189,9 @@ impl Worker {
         let max_crash_delay = Some(shared.settings.max_crash_delay);
         // An orphan has no spec, so nothing can be allocated to it.
         let actuated = start.pod.spec.as_ref().and_then(|_| shared.actuated_or_allocated(&uid, &start.pod));
-        let memory = Memory { max_crash_delay, actuated, observed: start.is_fresh, ..Memory::default() };
+        let dead_containers = Some(shared.settings.dead_containers);
+        let memory =
+            Memory { max_crash_delay, dead_containers, actuated, observed: start.is_fresh, ..Memory::default() };
         Self {
             uid,
             source: start.source,

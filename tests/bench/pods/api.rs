@@ -115,6 +115,7 @@ fn reference(command: &str, plane: &ControlPlane, node: &Node, log: &Path) -> an
     let text = format!(
         "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\ncontainerRuntimeEndpoint: {endpoint}\n\
          cgroupDriver: cgroupfs\ncgroupRoot: {}\nfailCgroupV1: false\nfailSwapOn: false\nmaxPods: 250\n\
+         imageGCHighThresholdPercent: 100\n\
          authentication:\n  x509:\n    clientCAFile: {}\npodLogsDir: {}\n",
         node.cgroups.root(),
         plane.ca().display(),

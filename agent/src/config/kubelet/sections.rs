@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Authorization, Enforce, Kubelet, LogRotation, Logging, Server, TlsOptions, TlsVersion};
+use super::{Authorization, Enforce, ImageGarbage, Kubelet, LogRotation, Logging, Server, TlsOptions, TlsVersion};
 use crate::config::fields::{Fields, Findings};
 use crate::pod::images::records::{Allowlist, Policy};
 use crate::quantity::Quantity;
@@ -200,6 +200,30 @@ pub(super) fn log_rotation(all: &mut Fields, f: &mut Findings) -> Option<LogRota
     let interval = interval.unwrap_or(Duration::from_secs(10));
     let max_size = u64::try_from(size).ok()?;
     Some(LogRotation { max_size, max_files, workers, interval })
+}
+
+/// When images are removed.
+pub(super) fn image_garbage(all: &mut Fields, f: &mut Findings) -> ImageGarbage {
+    const HIGH: &str = "imageGCHighThresholdPercent";
+    const LOW: &str = "imageGCLowThresholdPercent";
+    const MAX: &str = "imageMaximumGCAge";
+    let mut percent = |name: &str, default| {
+        all.integer(f, name, 0, 100).and_then(|percent| u8::try_from(percent).ok()).unwrap_or(default)
+    };
+    let (high, low) = (percent(HIGH, 85), percent(LOW, 80));
+    if low >= high {
+        let name = if all.was_written(LOW) { LOW } else { HIGH };
+        let text =
+            format!("{LOW} is {low} and {HIGH} is {high}; expected the low threshold to be less than the high one");
+        f.errors.push(all.problem(name, text));
+    }
+    let min_age = all.duration(f, "imageMinimumGCAge").unwrap_or(Duration::from_secs(120));
+    let max_age = all.duration(f, MAX).unwrap_or_default();
+    if !max_age.is_zero() && max_age <= min_age {
+        f.errors
+            .push(all.problem(MAX, "is not longer than imageMinimumGCAge; expected more than that, or 0s for never"));
+    }
+    ImageGarbage { high, low, min_age, max_age }
 }
 
 /// Suites of TLS 1.2 that rustls has, by the names of Go.

@@ -33,8 +33,8 @@ pub fn plan(planner: &mut Planner<'_>) -> Lifecycle {
     if sandbox.is_some() {
         resize(planner, &standing);
         check_running(planner);
-        collect_dead(planner);
     }
+    super::collect_dead(planner);
     Lifecycle::Syncing
 }
 
@@ -384,24 +384,5 @@ fn kill(planner: &mut Planner<'_>, container: &ContainerView, grace_seconds: i64
             grace_seconds,
             reason,
         });
-    }
-}
-
-/// Removes dead containers except the newest of each name, whose logs and exit people ask for.
-/// kubelet's `maximum-dead-containers-per-container` is 1.
-fn collect_dead(planner: &mut Planner<'_>) {
-    let view = planner.view;
-    for container in view.runtime.containers.iter().filter(|c| c.is_exited()) {
-        let newer_dead = view
-            .runtime
-            .containers
-            .iter()
-            .filter(|c| c.name == container.name && c.is_exited())
-            .take_while(|c| c.id != container.id)
-            .next()
-            .is_some();
-        if newer_dead {
-            planner.start(Op::RemoveContainer(container.id.clone()));
-        }
     }
 }

@@ -103,6 +103,7 @@ pub fn clean(planner: &mut Planner<'_>, termination: Termination) -> Lifecycle {
     let view = planner.view;
     let deleted = spec::is_deleted(view.pod);
     if !deleted && view.wanted {
+        super::collect_dead(planner);
         return Lifecycle::Terminated(termination);
     }
     if deleted && view.wanted {

@@ -1,0 +1,30 @@
+//! What was removed because nobody needs it any more.
+
+use super::cells::{Counter, Gauge, Labelled};
+use super::text::{Kind, Text};
+
+/// Figures of garbage.
+#[derive(Debug)]
+pub struct Garbage {
+    /// Images, by reason: `age` or `space`.
+    pub images: Labelled<Counter, 1>,
+    /// Pods of which nobody knows that had a directory at the last full check, and those whose could not be removed.
+    pub orphans: (Gauge, Gauge),
+}
+
+impl Garbage {
+    pub(super) const fn new() -> Self {
+        Self { images: Labelled::new(), orphans: (Gauge::new(), Gauge::new()) }
+    }
+
+    pub(super) fn write(&self, text: &mut Text) {
+        let help =
+            "[ALPHA] Total number of images garbage collected by the kubelet, whether through disk usage or image age.";
+        let mut family = text.family("kubelet_image_garbage_collected_total", Kind::Counter, help);
+        self.images.each(|[reason], count| family.sample(&[("reason", reason)], count.get() as f64));
+        let help = "[ALPHA] The total number of orphaned Pods whose volumes were cleaned in the last periodic sweep.";
+        text.gauge("kubelet_orphan_pod_cleaned_volumes", help, self.orphans.0.get() as f64);
+        let help = "[ALPHA] The number of orphaned Pods whose volumes failed to be cleaned in the last periodic sweep.";
+        text.gauge("kubelet_orphan_pod_cleaned_volumes_errors", help, self.orphans.1.get() as f64);
+    }
+}
