@@ -103,6 +103,8 @@ pub struct ContainerView {
     pub log_path: String,
     /// User and groups of its first process, when the runtime reports them.
     pub user: Option<ContainerUser>,
+    /// The signal that asks it to end, when the runtime reports it (containerd 2.1 and later).
+    pub stop_signal: Option<String>,
     /// What the runtime holds it to, when it reports that (containerd 1.7 and later).
     pub resources: Option<ContainerLimits>,
 }

@@ -42,6 +42,9 @@ mod worker;
 
 use figures::Figures;
 
+pub(crate) use http::{NO_TLS, Page, fetch};
+pub(crate) use spec::resolve_port;
+
 pub use exec::{ExecError, ExecFn, ExecOutcome};
 pub use spec::{Handler, ProbeSpec};
 pub use state::{Machine, Outcome};
@@ -133,6 +136,8 @@ pub struct PodProbes {
     pub pod_ip: Option<String>,
     /// Its running containers; a container that is not named is no longer probed.
     pub containers: Vec<ContainerProbes>,
+    /// The pod is being stopped: whether it is ready still counts, but nothing is restarted any more.
+    pub is_stopping: bool,
 }
 
 /// Results of one container, by [`Kind::index`].
@@ -142,12 +147,27 @@ type Results = Arc<Mutex<[ProbeResult; 3]>>;
 struct Running {
     id: ContainerId,
     results: Results,
-    tasks: Vec<tokio::task::AbortHandle>,
+    gate: Arc<watch::Sender<bool>>,
+    tasks: Vec<(Kind, tokio::task::AbortHandle)>,
+}
+
+impl Running {
+    /// Ends what could restart the container; as under kubelet it counts as started and alive from now on.
+    fn leave_only_readiness(&mut self) {
+        self.tasks.retain(|(kind, task)| {
+            if *kind != Kind::Readiness {
+                task.abort();
+                worker::set(&self.results, *kind, ProbeResult::Success);
+            }
+            *kind == Kind::Readiness
+        });
+        self.gate.send_replace(true);
+    }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(tokio::task::AbortHandle::abort);
+        self.tasks.iter().for_each(|(_, task)| task.abort());
     }
 }
 
@@ -222,6 +242,9 @@ impl Prober {
                 entry.containers.insert(container.name.clone(), running);
             }
         }
+        if pod.is_stopping {
+            entry.containers.values_mut().for_each(Running::leave_only_readiness);
+        }
     }
 
     fn start(
@@ -266,9 +289,9 @@ impl Prober {
                     .clone(),
                 probe: probe.clone(),
             };
-            tasks.push(tokio::spawn(task.run(machine)).abort_handle());
+            tasks.push((probe.kind, tokio::spawn(task.run(machine)).abort_handle()));
         }
-        Running { id: container.id.clone(), results, tasks }
+        Running { id: container.id.clone(), results, gate, tasks }
     }
 
     /// Writes `/metrics/probes`.

@@ -48,9 +48,11 @@ mod remove;
 mod safe_path;
 mod setup;
 mod userns;
+mod variables;
 
 pub use safe_path::PathError;
 pub use userns::IdRange;
+pub use variables::read_variables;
 
 use claim::Claimed;
 use safe_path::{Dir, is_component};

@@ -6,6 +6,7 @@ mod acceptance;
 mod api;
 mod harness_itself;
 mod joining;
+mod kills;
 mod network;
 mod resize;
 mod restart;

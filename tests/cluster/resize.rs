@@ -24,14 +24,14 @@ fn sleeper(name: &str, resources: &Value, policy: &str) -> Value {
 }
 
 /// As many thousandths of CPU and MiB of memory, requests being half of the limits.
-fn resources(milli: i64, mebi: i64) -> Value {
+pub(crate) fn resources(milli: i64, mebi: i64) -> Value {
     json!({
         "requests": { "cpu": format!("{}m", milli / 2), "memory": format!("{}Mi", mebi / 2) },
         "limits": { "cpu": format!("{milli}m"), "memory": format!("{mebi}Mi") },
     })
 }
 
-async fn resize(rig: &Rig, name: &str, resources: &Value) -> anyhow::Result<()> {
+pub(crate) async fn resize(rig: &Rig, name: &str, resources: &Value) -> anyhow::Result<()> {
     let patch = json!({ "spec": { "containers": [{ "name": "c", "resources": resources }] } });
     let pods = rig.api::<Pod>();
     pods.patch_subresource("resize", name, &PatchParams::default(), &Patch::Strategic(patch)).await?;

@@ -6,5 +6,6 @@
 mod calls;
 mod garbage;
 mod lies;
+mod order;
 mod rig;
 mod troubles;

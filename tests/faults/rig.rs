@@ -98,6 +98,10 @@ impl Facilities for Places {
         ready(self.0.clone())
     }
 
+    fn read_volume_file(&self, _: PathBuf, _: String) -> BoxFuture<'_, Result<String, String>> {
+        Box::pin(std::future::ready(Err("there are no volumes".to_owned())))
+    }
+
     fn write_etc_hosts<'a>(&'a self, uid: &'a PodUid, _: String) -> BoxFuture<'a, Result<PathBuf, String>> {
         ready(self.0.join(format!("{uid}-hosts")))
     }
@@ -347,9 +351,14 @@ impl Rig {
         let probe = serde_json::json!({ "exec": { "command": ["true"] }, "periodSeconds": 1 });
         let container = serde_json::json!({ "name": "app", "image": IMAGE, "readinessProbe": probe,
             "lifecycle": lifecycle });
+        self.add_pod(name, &serde_json::json!({ "containers": [container], "terminationGracePeriodSeconds": 1 }))
+    }
+
+    /// Asks for a pod.
+    pub(crate) fn add_pod(&mut self, name: &str, spec: &serde_json::Value) -> anyhow::Result<()> {
         let pod = Arc::new(serde_json::from_value::<Pod>(serde_json::json!({
             "metadata": { "name": name, "namespace": "default", "uid": format!("uid-{name}") },
-            "spec": { "containers": [container], "terminationGracePeriodSeconds": 1 },
+            "spec": spec,
         }))?);
         self.wanted.insert(name.to_owned(), pod.clone());
         self.tell(SourceUpdate::Upsert(SourceName::Manifests, pod))
@@ -431,6 +440,16 @@ impl Rig {
         let messages: Vec<_> = events.iter().map(|event| (event.reason, event.message.as_str())).collect();
         ensure!(told, "no {reason} with {text:?} among {messages:?}");
         Ok(())
+    }
+
+    /// Texts of the events with this reason, in order.
+    pub(crate) fn told(&self, reason: &str) -> Vec<String> {
+        lock(&self.events).iter().filter(|event| event.reason == reason).map(|event| event.message.clone()).collect()
+    }
+
+    /// Every status of a pod, in order.
+    pub(crate) fn statuses(&self, name: &str) -> Vec<PodStatus> {
+        lock(&self.published.0).get(name).cloned().unwrap_or_default()
     }
 
     /// Fails when an event says this.

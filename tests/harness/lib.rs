@@ -23,3 +23,4 @@ pub mod names;
 pub mod netns;
 pub mod node;
 pub mod programs;
+pub mod random;

@@ -11,6 +11,7 @@ use harness::eventually::eventually;
 use harness::http::Traffic;
 use harness::leak_check::{remains, remains_of_pods};
 use harness::node::Node;
+use harness::random::Random;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::look::{LONG, all_ready, cluster_ip, container_ids, pod, statuses, web};
@@ -20,25 +21,6 @@ const KILLS: u32 = 50;
 const STEADY: usize = 20;
 /// An agent lives at most this long; it needs some 100 ms to know all of its pods.
 const LONGEST_LIFE_MS: u64 = 600;
-
-/// Numbers that look random and can be had again (splitmix64).
-struct Random(u64);
-
-impl Random {
-    /// From `NODELET_TEST_SEED`, or new ones each time; the failure of a test names the seed.
-    fn new() -> Self {
-        use std::hash::{BuildHasher, Hasher};
-        let given = std::env::var("NODELET_TEST_SEED").ok().and_then(|text| text.parse().ok());
-        Self(given.unwrap_or_else(|| std::hash::RandomState::new().build_hasher().finish()))
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % limit
-    }
-}
 
 /// What may not change in a pod that goes on running.
 #[derive(Debug, PartialEq)]
@@ -169,8 +151,8 @@ async fn nothing_stays(node: &mut Node, guests: &Guests) -> anyhow::Result<()> {
 }
 
 async fn fifty_kills(version: Version, cni: Cni) -> anyhow::Result<()> {
-    let mut random = Random::new();
-    let seed = random.0;
+    let mut random = Random::from_env();
+    let seed = random.seed();
     let mut node = Node::alone(version, cni).await?;
     let outcome = kills(&mut node, &mut random).await;
     outcome.with_context(|| format!("NODELET_TEST_SEED={seed}\n{}", node.logs()))?;

@@ -63,6 +63,13 @@ impl Facilities for NodeFacilities {
         Box::pin(async move { text(self.volumes.prepare_subpath(ask).await) })
     }
 
+    fn read_volume_file(&self, root: PathBuf, path: String) -> BoxFuture<'_, Result<String, String>> {
+        Box::pin(async move {
+            let read = tokio::task::spawn_blocking(move || volume::read_variables(&root, &path));
+            read.await.unwrap_or_else(|error| Err(error.to_string()))
+        })
+    }
+
     fn write_etc_hosts<'a>(&'a self, uid: &'a PodUid, content: String) -> BoxFuture<'a, Result<PathBuf, String>> {
         Box::pin(async move { text(self.volumes.write_etc_hosts(uid, content).await) })
     }

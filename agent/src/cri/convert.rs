@@ -89,6 +89,7 @@ pub fn container(status: &cri::ContainerStatus, sandbox: &str) -> ContainerView 
             .is_some_and(|p| p == "FallbackToLogsOnError"),
         log_path: whole(&status.log_path, MESSAGE),
         user: user(status),
+        stop_signal: signal_name(status.stop_signal()),
         resources: status.resources.as_ref().and_then(|r| r.linux.as_ref()).map(|linux| ContainerLimits {
             cpu_shares: linux.cpu_shares,
             cpu_quota: linux.cpu_quota,
@@ -96,6 +97,18 @@ pub fn container(status: &cri::ContainerStatus, sandbox: &str) -> ContainerView 
             memory: linux.memory_limit_in_bytes,
         }),
     }
+}
+
+/// A signal by the name that the API has for it; the wire has no signs in names.
+fn signal_name(signal: cri::Signal) -> Option<String> {
+    let name = signal.as_str_name().strip_prefix("SIGNAL_").filter(|_| signal != cri::Signal::RuntimeDefault)?;
+    Some(name.replace("PLUS", "+").replace("MINUS", "-"))
+}
+
+/// The signal of a name of the API; what is none is the runtime's default.
+pub fn signal(name: &str) -> cri::Signal {
+    let wire = format!("SIGNAL_{}", name.replace('+', "PLUS").replace('-', "MINUS"));
+    cri::Signal::from_str_name(&wire).unwrap_or(cri::Signal::RuntimeDefault)
 }
 
 fn image_name(status: &cri::ContainerStatus) -> String {
@@ -145,6 +158,15 @@ mod tests {
         let ContainerState::Exited { reason, message, .. } = &view.state else { panic!("{view:?}") };
         assert!(reason.len() <= WORD && message.len() <= MESSAGE);
         assert_eq!((view.image_ref.as_str(), view.log_path.as_str(), view.image.as_str()), ("", "", ""));
+    }
+
+    #[test]
+    fn signals_have_the_apis_names() {
+        for name in ["SIGTERM", "SIGUSR1", "SIGRTMIN", "SIGRTMIN+15", "SIGRTMAX-14", "SIGRTMAX"] {
+            assert_eq!(signal_name(signal(name)).as_deref(), Some(name));
+        }
+        assert_eq!(signal("SIGNONE"), cri::Signal::RuntimeDefault);
+        assert_eq!(signal_name(cri::Signal::RuntimeDefault), None);
     }
 
     #[test]

@@ -79,6 +79,9 @@ fn fields(base: &NodeStatus, new: &NodeStatus) -> Map<String, Value> {
     if base.daemon_endpoints != new.daemon_endpoints {
         set("daemonEndpoints", json!(new.daemon_endpoints));
     }
+    if base.declared_features != new.declared_features {
+        set("declaredFeatures", json!(new.declared_features));
+    }
     if base.features != new.features {
         set("features", json!(new.features));
     }

@@ -18,6 +18,9 @@ use super::facts::MachineFacts;
 use super::{NodeExtras, NodeSettings, RuntimeHealth};
 use crate::quantity::{Format, Quantity};
 
+/// What pods may ask for beyond what every kubelet of the last releases can do; the scheduler places them by it (KEP-5328).
+const DECLARED: [&str; 1] = ["RestartAllContainersOnContainerExits"];
+
 /// Names per image in the status.
 const NAMES_PER_IMAGE: usize = 5;
 
@@ -50,6 +53,7 @@ pub fn build(inputs: &Inputs<'_>) -> NodeStatus {
         conditions: Some(conditions(inputs, &capacity)),
         capacity: Some(to_api(capacity)),
         allocatable: Some(to_api(allocatable)),
+        declared_features: Some(DECLARED.map(str::to_owned).to_vec()),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(inputs.settings.port) }),
         }),

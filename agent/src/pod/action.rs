@@ -25,6 +25,8 @@ pub enum OpKey {
     Image(ImageUse, String),
     /// Creating and starting a container.
     Start(String),
+    /// Running the preStop hook of a container whose turn to stop has not come.
+    PreStop(ContainerId),
     /// Stopping a container within a number of seconds; a shorter grace is another operation.
     Kill(ContainerId, i64),
     /// Putting a resize into effect.
@@ -58,6 +60,27 @@ pub enum KillReason {
     StateUnknown,
     /// Its resize policy asks for a restart.
     Resized,
+    /// A container of the pod has ended so that all of them start over.
+    RestartAll,
+    /// Its postStart hook has failed.
+    PostStartHook,
+}
+
+impl KillReason {
+    /// Text of the Killing event, in kubelet's words.
+    pub fn text(&self, name: &str, is_init: bool) -> String {
+        let kind = if is_init { "Init container" } else { "Container" };
+        match self {
+            Self::PodTerminating | Self::SandboxGone => format!("Stopping container {name}"),
+            Self::Probe(text) => text.clone(),
+            Self::DefinitionChanged if is_init => format!("{kind} {name} definition changed"),
+            Self::DefinitionChanged => format!("{kind} {name} definition changed, will be restarted"),
+            Self::StateUnknown => format!("{kind} is in \"unknown\" state, try killing it before restart"),
+            Self::Resized => format!("Container {name} resize requires restart"),
+            Self::RestartAll => "killing".to_owned(),
+            Self::PostStartHook => "FailedPostStartHook".to_owned(),
+        }
+    }
 }
 
 /// An operation to carry out.
@@ -88,6 +111,15 @@ pub enum Op {
         /// The sandbox to start it in.
         sandbox: SandboxId,
     },
+    /// Tell that a container is to stop and run its preStop hook, before its turn to stop has come.
+    PreStop {
+        /// The container.
+        id: ContainerId,
+        /// Its name.
+        container: String,
+        /// Seconds that the hook may take.
+        grace_seconds: i64,
+    },
     /// Run the preStop hook, then stop a container.
     KillContainer {
         /// The container.
@@ -96,6 +128,8 @@ pub enum Op {
         container: String,
         /// Seconds between TERM and KILL, hook included.
         grace_seconds: i64,
+        /// [`Op::PreStop`] has done its part.
+        is_announced: bool,
         /// Why.
         reason: KillReason,
     },
@@ -105,8 +139,10 @@ pub enum Op {
     StopSandbox(SandboxId),
     /// Remove a sandbox with its containers.
     RemoveSandbox(SandboxId),
-    /// Remove a dead container.
+    /// Remove a dead container with its log.
     RemoveContainer(ContainerId),
+    /// Remove a dead container and keep its log: the pod starts over.
+    ForgetContainer(ContainerId),
     /// Remove volumes and the cgroup.
     Release,
     /// Write the last status and delete the pod at the API server.
@@ -124,11 +160,12 @@ impl Op {
             Self::CreateSandbox { .. } => OpKey::Sandbox,
             Self::EnsureImage { for_use, image } => OpKey::Image(for_use.clone(), image.clone()),
             Self::StartContainer { container, .. } => OpKey::Start(container.clone()),
+            Self::PreStop { id, .. } => OpKey::PreStop(id.clone()),
             Self::KillContainer { id, grace_seconds, .. } => OpKey::Kill(id.clone(), *grace_seconds),
             Self::Resize => OpKey::Resize,
             Self::StopSandbox(id) => OpKey::StopSandbox(id.clone()),
             Self::RemoveSandbox(id) => OpKey::RemoveSandbox(id.clone()),
-            Self::RemoveContainer(id) => OpKey::RemoveContainer(id.clone()),
+            Self::RemoveContainer(id) | Self::ForgetContainer(id) => OpKey::RemoveContainer(id.clone()),
             Self::Release => OpKey::Release,
             Self::FinishDeletion => OpKey::FinishDeletion,
             Self::RemoveLogs => OpKey::RemoveLogs,

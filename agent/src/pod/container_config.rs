@@ -9,6 +9,7 @@ use super::expand::expand;
 use super::facilities::IdRange;
 use super::security::{self, ImageUser, SecurityError};
 use super::spec::SpecContainer;
+use crate::cri::convert::signal;
 use crate::cri::labels;
 use crate::ids::ContainerId;
 
@@ -75,9 +76,16 @@ pub fn container_config(
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
+        stop_signal: stop_signal(container).into(),
         linux: Some(cri::LinuxContainerConfig { resources: Some(inputs.resources), security_context: Some(security) }),
         ..Default::default()
     })
+}
+
+/// The signal that asks the container to end. The API server drops the field while its gate is off.
+fn stop_signal(container: &Container) -> cri::Signal {
+    let name = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.as_deref());
+    name.map_or(cri::Signal::RuntimeDefault, signal)
 }
 
 fn container_labels(pod: &Pod, container: &Container) -> HashMap<String, String> {
@@ -179,6 +187,14 @@ mod tests {
         let plain = make_config(&make_pod(), web());
         assert!(plain.command.is_empty() && plain.args.is_empty(), "the image's own entry point");
         assert_eq!((plain.stdin, plain.stdin_once, plain.tty), (false, false, false));
+    }
+
+    #[test]
+    fn the_stop_signal_is_the_specs_or_the_runtimes() {
+        let lifecycle = Lifecycle { stop_signal: Some("SIGUSR1".into()), ..Lifecycle::default() };
+        let config = make_config(&make_pod(), Container { lifecycle: Some(lifecycle), ..web() });
+        assert_eq!(config.stop_signal(), cri::Signal::Sigusr1);
+        assert_eq!(make_config(&make_pod(), web()).stop_signal(), cri::Signal::RuntimeDefault);
     }
 
     #[test]

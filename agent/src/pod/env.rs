@@ -6,13 +6,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, ObjectFieldSelector, Pod, Secret};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, EnvVarSource, FileKeySelector, ObjectFieldSelector, Pod, Secret,
+};
 
 use super::expand::expand;
 use super::spec;
 use crate::ids::ObjectKey;
 use crate::objects::{ObjectRef, ServiceEnv};
 use crate::quantity::{Format, Quantity};
+
+mod file;
 
 /// What environment values may be taken from.
 #[derive(Clone, Default)]
@@ -21,6 +25,8 @@ pub struct Sources {
     pub config_maps: BTreeMap<String, Arc<ConfigMap>>,
     /// Secrets that were found, by name.
     pub secrets: BTreeMap<String, Arc<Secret>>,
+    /// Files of volumes that variables are taken from, by volume and path below it; the error says why one cannot be read.
+    pub files: BTreeMap<(String, String), Result<String, String>>,
     /// Services of the namespace and `default/kubernetes`.
     pub services: Vec<ServiceEnv>,
     /// Pod addresses, primary first.
@@ -63,12 +69,20 @@ pub enum EnvError {
     #[error("unsupported container resource: {0}")]
     Resource(String),
     /// A source that this agent does not implement.
-    #[error("environment variable {name}: {source_kind} is not supported by this node agent")]
-    Unsupported {
-        /// The variable.
-        name: String,
-        /// The field of `valueFrom`.
-        source_kind: &'static str,
+    #[error("environment variable {0}: valueFrom has no source that this node agent supports")]
+    Unsupported(String),
+    /// A file of variables that cannot be read.
+    #[error("couldn't parse env file: {0}")]
+    File(String),
+    /// A file of variables has no such key.
+    #[error("environment variable key \"{key}\" not found in file \"{path}\" of volume \"{volume}\"")]
+    NoFileKey {
+        /// The key.
+        key: String,
+        /// Path below the volume.
+        path: String,
+        /// The volume.
+        volume: String,
     },
 }
 
@@ -86,6 +100,12 @@ pub fn object_refs(namespace: &str, container: &Container) -> Vec<ObjectRef> {
         refs.extend(source.secret_key_ref.as_ref().map(|r| secret(&r.name)));
     }
     refs
+}
+
+/// The files of volumes that the environment of a container refers to (KEP-3721): volume and path below it.
+pub fn file_refs(container: &Container) -> Vec<(String, String)> {
+    let sources = container.env.iter().flatten().filter_map(|e| e.value_from.as_ref());
+    sources.filter_map(|s| s.file_key_ref.as_ref()).map(|f| (f.volume_name.clone(), f.path.clone())).collect()
 }
 
 /// Variables in the order in which they were defined, each name once.
@@ -218,7 +238,25 @@ fn from_source(
             None => missing(optional, no_key(&key.key, "Secret", namespace, &key.name)),
         };
     }
-    Err(EnvError::Unsupported { name: name.to_owned(), source_kind: "fileKeyRef" })
+    if let Some(file) = &source.file_key_ref {
+        return from_file(file, sources);
+    }
+    Err(EnvError::Unsupported(name.to_owned()))
+}
+
+fn from_file(file: &FileKeySelector, sources: &Sources) -> Result<Option<String>, EnvError> {
+    let (volume, path) = (file.volume_name.clone(), file.path.clone());
+    let content = match sources.files.get(&(volume.clone(), path.clone())) {
+        Some(Ok(content)) => content,
+        Some(Err(error)) => return Err(EnvError::File(error.clone())),
+        None => return Err(EnvError::File(format!("cannot find the volume \"{volume}\" referenced by FileKeyRef"))),
+    };
+    let value = file::value(content, &file.key).map_err(|error| EnvError::File(error.to_string()))?;
+    // As under kubelet an empty value is none.
+    match value.filter(|value| !value.is_empty()) {
+        Some(value) => Ok(Some(value)),
+        None => missing(file.optional == Some(true), EnvError::NoFileKey { key: file.key.clone(), path, volume }),
+    }
 }
 
 fn missing(optional: bool, error: EnvError) -> Result<Option<String>, EnvError> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
-use super::action::{Failure, ImageUse, Op, Output};
+use super::action::{Failure, ImageUse, KillReason, Op, Output};
 use super::allocation::ResourceInfo;
 use super::facilities::PodVolumes;
 use super::images::{self, Image};
@@ -98,8 +98,14 @@ pub async fn execute(context: Context, op: Op) -> (Result<Output, Failure>, Extr
         Op::StartContainer { container, attempt, sandbox } => {
             plain(container::start(&context, &container, attempt, &sandbox).await)
         }
-        Op::KillContainer { id, container, grace_seconds, reason } => {
-            plain(stop::kill(&context, &id, &container, grace_seconds, &reason).await)
+        Op::PreStop { id, container: name, grace_seconds } => {
+            let stop = stop::Stop { id: &id, name: &name, grace_seconds, reason: &KillReason::PodTerminating };
+            stop::announce(&context, &stop).await;
+            plain(Ok(Output::Done))
+        }
+        Op::KillContainer { id, container: name, grace_seconds, is_announced, reason } => {
+            let stop = stop::Stop { id: &id, name: &name, grace_seconds, reason: &reason };
+            plain(stop::kill(&context, &stop, is_announced).await)
         }
         Op::Resize => plain(resize::resize(&context).await),
         Op::StopSandbox(id) => {
@@ -115,6 +121,7 @@ pub async fn execute(context: Context, op: Op) -> (Result<Output, Failure>, Extr
             plain(removed.await.map(|()| Output::SandboxRemoved(id)).map_err(|e| failure("FailedSync", &e)))
         }
         Op::RemoveContainer(id) => plain(stop::remove_container(&context, id).await),
+        Op::ForgetContainer(id) => plain(stop::forget_container(&context, id).await),
         Op::Release => plain(stop::release(&context).await),
         Op::FinishDeletion => {
             let finished = context.shared.sink.finish(&context.pod, &context.status).await;

@@ -97,6 +97,7 @@ mod tests {
             message_falls_back_to_logs: false,
             log_path: String::new(),
             user: None,
+            stop_signal: None,
             resources: None,
         };
         PodRuntime { containers: state.into_iter().map(view).collect(), ..PodRuntime::default() }

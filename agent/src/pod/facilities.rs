@@ -72,6 +72,8 @@ pub trait Facilities: Send + Sync + 'static {
     fn ensure_volumes<'a>(&'a self, pod: &'a Arc<Pod>) -> BoxFuture<'a, Result<PodVolumes, String>>;
     /// Makes a subPath safe to mount and answers its host path.
     fn prepare_subpath(&self, subpath: SubPath) -> BoxFuture<'_, Result<PathBuf, String>>;
+    /// Reads a file below a volume, through no symlink.
+    fn read_volume_file(&self, volume: PathBuf, path: String) -> BoxFuture<'_, Result<String, String>>;
     /// Writes the pod's hosts file.
     fn write_etc_hosts<'a>(&'a self, uid: &'a PodUid, text: String) -> BoxFuture<'a, Result<PathBuf, String>>;
     /// Makes the file that a container's termination message is mounted from.
@@ -129,8 +131,8 @@ pub struct ProbeTarget {
 
 /// The prober.
 pub trait Probes: Send + Sync + 'static {
-    /// Runs the probes of exactly these containers. Idempotent.
-    fn ensure(&self, pod: &Arc<Pod>, pod_ips: &[String], running: Vec<ProbeTarget>);
+    /// Runs the probes of exactly these containers; of a pod that is being stopped only readiness is asked. Idempotent.
+    fn ensure(&self, pod: &Arc<Pod>, pod_ips: &[String], running: Vec<ProbeTarget>, is_stopping: bool);
     /// Ends all probes of a pod.
     fn remove(&self, uid: &PodUid);
     /// What the probes of a container say now.

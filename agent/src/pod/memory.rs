@@ -10,7 +10,9 @@ use super::action::{Failed, Failure, ImageUse, OpKey, Output};
 use super::allocation::ResourceInfo;
 use super::lifecycle::SECOND;
 use crate::cri::{ContainerState, ContainerView, Nanos, PodRuntime};
-use crate::ids::SandboxId;
+use crate::ids::{ContainerId, SandboxId};
+
+mod crash;
 
 /// Something that has to be done once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,8 +62,12 @@ pub struct Limits {
 /// Back-off of operations on the pod as a whole: kubelet's `backOffPeriod` is 10 s flat; starting at 500 ms gets past
 /// short troubles sooner and ends at the same rate.
 pub const POD_BACKOFF: Limits = Limits { initial: SECOND / 2, max: 10 * SECOND };
-/// Back-off of images and container starts: kubelet's 10 s to 300 s.
+/// Back-off of images and of containers that crash: kubelet's 10 s to 300 s.
 pub const CONTAINER_BACKOFF: Limits = Limits { initial: 10 * SECOND, max: 300 * SECOND };
+
+/// How long a status shows why a container failed to start before it shows that the next one is waited for: about as long as
+/// it takes kubelet to look at a pod whose container has ended.
+pub const START_ERROR_SHOWN: Nanos = 2 * SECOND;
 
 /// How long a status shows why a pull failed before it shows that the next one is waited for. kubelet shows it until the
 /// pod's next sync, about 10 s.
@@ -80,8 +86,11 @@ pub struct ContainerMemory {
     pub crash_delay: Nanos,
     /// When `crash_delay` was last raised.
     pub crash_updated: Nanos,
-    /// It is being stopped because its resize policy asks for a restart; it runs again whatever its restart policy says.
-    pub restart_for_resize: bool,
+    /// Number of the next container of this name: one more than of any that was seen, also of those that are gone.
+    pub next_attempt: u32,
+    /// It is being stopped because its image or, by its resize policy, its resources have changed; it runs again whatever its
+    /// restart policy says.
+    pub restarts_anyway: bool,
 }
 
 /// Bad news about something that runs: believed when a second look, some time after the first, brings them again.
@@ -117,6 +126,8 @@ pub struct Memory {
     pub sandbox: Step,
     /// Sandboxes that were stopped, networks torn down included.
     pub stopped: BTreeSet<SandboxId>,
+    /// Containers whose preStop hook has run before their turn to stop came.
+    pub announced: BTreeSet<ContainerId>,
     /// What the runtime says of a pod that runs and that would stop it if it were true, by sandbox or container id.
     pub doubts: BTreeMap<String, Doubt>,
     /// What the runtime and the pod's cgroup were last told.
@@ -174,10 +185,12 @@ impl Memory {
                 }
                 apply(runtime, &mut self.stopped, output);
                 self.observed = true;
+                self.count_attempts(runtime);
             }
             Err(failure) => {
                 if let Some(container) = failure.container.clone() {
                     apply(runtime, &mut self.stopped, Output::Container(container));
+                    self.count_attempts(runtime);
                 }
                 self.fail(key, failure, now);
             }
@@ -229,8 +242,9 @@ impl Memory {
                 container.start = None;
                 // Each start decides again whether the image is there: `Always` asks the registry every time.
                 container.image = Step::Todo;
-                container.restart_for_resize = false;
+                container.restarts_anyway = false;
             }
+            OpKey::PreStop(id) => drop(self.announced.insert(id.clone())),
             OpKey::Release => self.released = Step::Done,
             OpKey::FinishDeletion => self.deletion = Step::Done,
             OpKey::RemoveLogs => self.logs = Step::Done,
@@ -261,11 +275,14 @@ impl Memory {
                 self.volume_images.insert(name, failed);
             }
             OpKey::Start(name) => {
+                let has_ended = failure.container.as_ref().is_some_and(|view| view.is_exited());
                 let container = self.container(&name);
-                // A missing ConfigMap is retried like a pod-level trouble: it ends when somebody creates it.
-                let limits =
-                    if failure.reason == "CreateContainerConfigError" { POD_BACKOFF } else { CONTAINER_BACKOFF };
-                container.start = Some(again(container.start.as_ref(), failure, limits, now));
+                let mut failed = again(container.start.as_ref(), failure, POD_BACKOFF, now);
+                if has_ended {
+                    // It has been a container that ended, so the crash back-off says when there is another one.
+                    (failed.retry_at, failed.delay) = (now, 0);
+                }
+                container.start = Some(failed);
                 container.image = Step::Todo;
                 // Whatever was wrong, an image that has gone meanwhile is fetched again.
                 self.volume_images.retain(|_, step| !step.is_done());
@@ -276,6 +293,7 @@ impl Memory {
             }
             OpKey::RemoveLogs => self.logs = Step::Failed(again(self.logs.failure(), failure, POD_BACKOFF, now)),
             OpKey::Inspect
+            | OpKey::PreStop(_)
             | OpKey::Kill(..)
             | OpKey::Resize
             | OpKey::StopSandbox(_)
@@ -291,53 +309,6 @@ impl Memory {
     pub fn cleanup_due(&self, key: &OpKey, now: Nanos) -> bool {
         self.cleanup.get(key).is_none_or(|failed| failed.retry_at <= now)
     }
-
-    /// When a container that ended at `finished_at` may run again, by the crash back-off; raises the delay for the next
-    /// time when it is due now.
-    ///
-    /// The first restart is immediate, then 10 s, 20 s, ... up to 300 s; a run of twice the largest delay starts over.
-    /// Source: `doBackOff` of kubelet and client-go's `flowcontrol.Backoff`.
-    pub fn crash_retry_at(&self, name: &str, finished_at: Nanos) -> Nanos {
-        let Some(memory) = self.containers.get(name) else { return 0 };
-        let max = self.max_crash_delay.unwrap_or(CONTAINER_BACKOFF.max);
-        if memory.crash_delay == 0 || finished_at - memory.crash_updated > 2 * max {
-            return 0;
-        }
-        finished_at + memory.crash_delay
-    }
-
-    /// Notes that a container that ended at `finished_at` is being restarted.
-    pub fn note_restart(&mut self, name: &str, finished_at: Nanos, now: Nanos) {
-        let max = self.max_crash_delay.unwrap_or(CONTAINER_BACKOFF.max);
-        let memory = self.container(name);
-        let stale = memory.crash_delay == 0 || finished_at - memory.crash_updated > 2 * max;
-        memory.crash_delay = if stale { CONTAINER_BACKOFF.initial.min(max) } else { (memory.crash_delay * 2).min(max) };
-        memory.crash_updated = now;
-    }
-
-    /// Notes that a container is stopped for its resize: kubelet's back-off knows it by its resources, so it begins anew.
-    pub fn note_resize(&mut self, name: &str) {
-        let memory = self.container(name);
-        memory.restart_for_resize = true;
-        (memory.crash_delay, memory.crash_updated) = (0, 0);
-    }
-
-    /// Rebuilds the crash back-off of adopted containers, so that a restart of the agent neither forgives nor punishes.
-    pub fn seed_crash_backoff(&mut self, runtime: &PodRuntime) {
-        let max = self.max_crash_delay.unwrap_or(CONTAINER_BACKOFF.max);
-        let restarted: Vec<(String, u32, Nanos)> = runtime
-            .containers
-            .iter()
-            .filter(|c| c.attempt > 0 && runtime.latest(&c.name).is_some_and(|latest| latest.id == c.id))
-            .map(|c| (c.name.clone(), c.attempt, c.created_at))
-            .collect();
-        for (name, attempt, created_at) in restarted {
-            let doublings = attempt.saturating_sub(1).min(16);
-            let memory = self.container(&name);
-            memory.crash_delay = (CONTAINER_BACKOFF.initial << doublings).min(max);
-            memory.crash_updated = created_at;
-        }
-    }
 }
 
 /// Whether a failure to get an image came from the registry: such are waited for, and shown as `ImagePullBackOff`.
@@ -351,6 +322,7 @@ fn image_limits(reason: &str) -> Limits {
 }
 
 fn again(before: Option<&Failed>, failure: Failure, limits: Limits, now: Nanos) -> Failed {
+    let before = before.filter(|failed| failed.delay > 0);
     let delay = before.map_or(limits.initial, |failed| (failed.delay * 2).min(limits.max));
     Failed { reason: failure.reason, message: failure.message, retry_at: now + delay, delay }
 }

@@ -10,6 +10,8 @@ use super::lifecycle::{Lifecycle, follow_desired};
 use super::view::PodView;
 use crate::cri::{Nanos, SandboxView};
 
+mod reset;
+mod running;
 pub mod start;
 pub mod stop;
 #[cfg(test)]

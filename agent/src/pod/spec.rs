@@ -5,6 +5,10 @@ use k8s_openapi::api::core::v1::{Container, ContainerStatus, EphemeralContainer,
 use super::images::reference::Reference;
 use crate::ids::{ObjectKey, PodUid};
 
+pub mod rules;
+
+pub use rules::restarts;
+
 /// Grace period of a pod whose spec does not say: the API server's default.
 pub const DEFAULT_GRACE_SECONDS: i64 = 30;
 
@@ -193,37 +197,6 @@ pub fn is_static(pod: &Pod) -> bool {
 pub fn grace_seconds(pod: &Pod) -> i64 {
     let wanted = if is_deleted(pod) { pod.metadata.deletion_grace_period_seconds } else { None };
     wanted.or(spec(pod).termination_grace_period_seconds).unwrap_or(DEFAULT_GRACE_SECONDS).max(0)
-}
-
-/// Whether a container that ended with `exit_code` is to run again.
-///
-/// The container's own rules come first, then its policy, then the pod's (KEP-5307). Sidecars always run again,
-/// ephemeral containers never.
-pub fn restarts(pod: &Pod, name: &str, role: Role, exit_code: i32) -> bool {
-    if role == Role::Ephemeral {
-        return false;
-    }
-    let spec = spec(pod);
-    let container = spec.init_containers.iter().flatten().chain(&spec.containers).find(|c| c.name == name);
-    for rule in container.and_then(|c| c.restart_policy_rules.as_deref()).unwrap_or_default() {
-        let Some(codes) = &rule.exit_codes else { continue };
-        let listed = codes.values.as_deref().unwrap_or_default().contains(&exit_code);
-        let matches = match codes.operator.as_str() {
-            "In" => listed,
-            "NotIn" => !listed,
-            _ => false,
-        };
-        if matches && rule.action == "Restart" {
-            return true;
-        }
-    }
-    let policy = container.and_then(|c| c.restart_policy.as_deref()).unwrap_or_else(|| restart_policy(pod));
-    match policy {
-        "Never" => false,
-        "OnFailure" => exit_code != 0,
-        // An init container that has succeeded is done, also under Always.
-        _ => role != Role::Init || exit_code != 0,
-    }
 }
 
 /// Startup, liveness and readiness probes of a container.

@@ -19,6 +19,7 @@ pub mod conditions;
 pub mod containers;
 pub mod phase;
 pub mod resources;
+mod terminal;
 #[cfg(test)]
 mod tests;
 

@@ -64,7 +64,7 @@ impl PodView<'_> {
 
     /// Whether a container that ended with `exit_code` is to run again.
     pub fn restarts(&self, name: &str, role: Role, exit_code: i32) -> bool {
-        let is_resized = self.memory.containers.get(name).is_some_and(|memory| memory.restart_for_resize);
+        let is_resized = self.memory.containers.get(name).is_some_and(|memory| memory.restarts_anyway);
         is_resized || spec::restarts(self.pod, name, role, exit_code)
     }
 

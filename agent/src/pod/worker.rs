@@ -190,8 +190,9 @@ impl Worker {
         // An orphan has no spec, so nothing can be allocated to it.
         let actuated = start.pod.spec.as_ref().and_then(|_| shared.actuated_or_allocated(&uid, &start.pod));
         let dead_containers = Some(shared.settings.dead_containers);
-        let memory =
+        let mut memory =
             Memory { max_crash_delay, dead_containers, actuated, observed: start.is_fresh, ..Memory::default() };
+        memory.count_attempts_of(&last);
         Self {
             uid,
             source: start.source,
@@ -249,6 +250,7 @@ impl Worker {
             self.figures.stopping();
             // The node's own rules lose the pod before its containers hear of the stop.
             self.shared.sink.terminating(&self.pod, &self.last);
+            self.tell_deadline();
         }
         for action in planned.actions {
             match action {
@@ -392,6 +394,7 @@ impl Worker {
         let key = op.key();
         let (mut image, mut target, mut stopping) = (None, None, None);
         match &op {
+            Op::CreateSandbox { attempt } if *attempt > 0 => self.tell_sandbox_change(),
             Op::StartContainer { container, .. } => {
                 image = self.images.get(&ImageUse::Container(container.clone())).cloned();
                 let ended = self.runtime.latest(container).filter(|c| c.is_exited()).map(finished_at);
@@ -402,9 +405,11 @@ impl Worker {
                 let joined = found.and_then(|f| f.target);
                 target = joined.and_then(|name| self.runtime.current(&name).map(|c| c.id.clone()));
             }
-            Op::KillContainer { id, .. } | Op::RemoveContainer(id) => {
-                if let Op::KillContainer { container, reason: KillReason::Resized, .. } = &op {
-                    self.memory.note_resize(container);
+            Op::KillContainer { id, .. } | Op::PreStop { id, .. } | Op::RemoveContainer(id) => {
+                if let Op::KillContainer { container, reason, .. } = &op
+                    && matches!(reason, KillReason::Resized | KillReason::DefinitionChanged)
+                {
+                    self.memory.note_change(container);
                 }
                 stopping = self.runtime.containers.iter().find(|c| c.id == *id).cloned();
             }
@@ -471,7 +476,8 @@ impl Worker {
         });
         let running: Vec<ProbeTarget> = running.collect();
         let ips = self.pod_ips();
-        self.shared.probes.ensure(&self.pod, &ips, running);
+        let is_stopping = !self.lifecycle.may_start() || spec::is_deleted(&self.pod);
+        self.shared.probes.ensure(&self.pod, &ips, running, is_stopping);
     }
 
     fn pod_ips(&self) -> Vec<String> {

@@ -33,14 +33,20 @@ const BODY_LIMIT: usize = 10 * 1024;
 /// As Go's client: ten requests, then an error.
 const MAX_REQUESTS: usize = 10;
 
+/// What a TLS handshake comes to when the server speaks plain HTTP; Go's words, which hooks look for.
+pub(crate) const NO_TLS: &str = "server gave HTTP response to HTTPS client";
+
 /// What to ask.
 #[derive(Clone, Debug)]
-pub(super) struct Request<'a> {
-    pub(super) scheme: &'a str,
-    pub(super) host: String,
-    pub(super) port: u16,
-    pub(super) path: &'a str,
-    pub(super) headers: &'a [(String, String)],
+pub(crate) struct Page<'a> {
+    /// `http` or `https`.
+    pub(crate) scheme: &'a str,
+    /// Host.
+    pub(crate) host: String,
+    /// Port.
+    pub(crate) port: u16,
+    /// Path and query as the spec has them.
+    pub(crate) path: &'a str,
 }
 
 /// One hop.
@@ -59,14 +65,16 @@ impl std::fmt::Display for Target {
     }
 }
 
-pub(super) async fn probe(tools: &Tools, request: Request<'_>, timeout: Duration) -> Answer {
-    let target = Target {
-        https: request.scheme == "https",
-        host: request.host.clone(),
-        port: request.port,
-        path: path_and_query(request.path),
-    };
-    let headers = match headers(request.headers, &tools.user_agent) {
+impl Target {
+    fn of(page: Page<'_>) -> Self {
+        let path = path_and_query(page.path);
+        Self { https: page.scheme == "https", host: page.host, port: page.port, path }
+    }
+}
+
+pub(super) async fn probe(tools: &Tools, page: Page<'_>, declared: &[(String, String)], timeout: Duration) -> Answer {
+    let target = Target::of(page);
+    let headers = match headers(declared, &tools.user_agent) {
         Ok(headers) => headers,
         Err(text) => return Answer::inconclusive(text),
     };
@@ -76,33 +84,55 @@ pub(super) async fn probe(tools: &Tools, request: Request<'_>, timeout: Duration
             "Get {url:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
         ))
     };
-    within(timeout, Box::pin(follow(tools, target, headers)), late).await
+    within(timeout, Box::pin(judge(tools, target, headers)), late).await
 }
 
-async fn follow(tools: &Tools, mut target: Target, mut headers: HeaderMap) -> Answer {
+/// Asks for a page without a limit of time; any answer is a success.
+pub(crate) async fn fetch(page: Page<'_>, declared: &[(String, String)], user_agent: &str) -> Result<(), String> {
+    let answer = follow(&unverified_tls(), Target::of(page), headers(declared, user_agent)?).await?;
+    // Read to its end or to a limit, so that the server is not cut off while it writes a short answer.
+    let _ = read(answer.into_body()).await;
+    Ok(())
+}
+
+async fn judge(tools: &Tools, target: Target, headers: HeaderMap) -> Answer {
+    let response = match follow(&tools.tls, target, headers).await {
+        Ok(response) => response,
+        Err(text) => return Answer::failure(text),
+    };
+    let status = response.status();
+    if !status.is_success() && !status.is_redirection() {
+        // The body stays out of the message: it may hold what the operator of the node must not see.
+        return Answer::failure(format!("HTTP probe failed with statuscode: {}", status.as_u16()));
+    }
+    finish(status.is_redirection(), response.into_body()).await
+}
+
+/// The answer at the end of all redirects that stay on the host.
+async fn follow(
+    tls: &TlsConnector,
+    mut target: Target,
+    mut headers: HeaderMap,
+) -> Result<http::Response<Incoming>, String> {
     for _ in 0..MAX_REQUESTS {
-        let response = match get(tools, &target, &headers).await {
-            Ok(response) => response,
-            Err(text) => return Answer::failure(format!("Get \"{target}\": {text}")),
-        };
-        let status = response.status();
-        if !status.is_success() && !status.is_redirection() {
-            // The body stays out of the message: it may hold what the operator of the node must not see.
-            return Answer::failure(format!("HTTP probe failed with statuscode: {}", status.as_u16()));
-        }
-        let next = matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+        let response = get(tls, &target, &headers).await.map_err(|text| format!("Get \"{target}\": {text}"))?;
+        let location = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308)
             .then(|| response.headers().get(LOCATION).and_then(|l| l.to_str().ok()))
-            .flatten()
-            .and_then(|location| resolve(&target, location));
+            .flatten();
+        let is_absolute = |location: &str| ["http://", "https://"].iter().any(|scheme| location.starts_with(scheme));
+        let next = location.and_then(|location| Some((resolve(&target, location)?, is_absolute(location))));
         match next {
-            Some(next) if next.host == target.host => {
-                headers.remove(HOST);
+            Some((next, is_absolute)) if next.host == target.host => {
+                // As Go's client: a declared Host is for the host that it was declared with.
+                if is_absolute {
+                    headers.remove(HOST);
+                }
                 target = next;
             }
-            _ => return finish(status.is_redirection(), response.into_body()).await,
+            _ => return Ok(response),
         }
     }
-    Answer::failure(format!("Get \"{target}\": stopped after {MAX_REQUESTS} redirects"))
+    Err(format!("Get \"{target}\": stopped after {MAX_REQUESTS} redirects"))
 }
 
 async fn finish(redirect: bool, body: Incoming) -> Answer {
@@ -131,14 +161,22 @@ async fn read(mut body: Incoming) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-async fn get(tools: &Tools, target: &Target, headers: &HeaderMap) -> Result<http::Response<Incoming>, String> {
+async fn get(tls: &TlsConnector, target: &Target, headers: &HeaderMap) -> Result<http::Response<Incoming>, String> {
     let stream = connect(&target.host, target.port).await?;
     if !target.https {
         return send(TokioIo::new(stream), target, headers).await;
     }
     let name = ServerName::try_from(target.host.clone()).map_err(|_| format!("{:?} is no host name", target.host))?;
-    let stream = tools.tls.connect(name, stream).await.map_err(|error| format!("tls: {error}"))?;
+    let stream = tls.connect(name, stream).await.map_err(|error| handshake_error(&error))?;
     send(TokioIo::new(stream), target, headers).await
+}
+
+fn handshake_error(error: &std::io::Error) -> String {
+    let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match cause {
+        Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => format!("http: {NO_TLS}"),
+        _ => format!("tls: {error}"),
+    }
 }
 
 async fn send<S>(stream: S, target: &Target, headers: &HeaderMap) -> Result<http::Response<Incoming>, String>

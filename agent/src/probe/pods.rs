@@ -10,7 +10,7 @@ use super::{ContainerProbes, Kind, PodProbes, ProbeResult, Prober, container_pro
 use crate::cri::{ContainerView, Nanos};
 use crate::ids::PodUid;
 use crate::pod::facilities::{ProbeTarget, Probes};
-use crate::pod::spec;
+use crate::pod::spec::{self, Role, rules};
 use crate::pod::view::{ProbeFailure, ProbeView};
 
 /// A moment of the wall clock on the monotonic clock; the future is now.
@@ -21,20 +21,29 @@ fn instant(at: Nanos) -> Instant {
     now.checked_sub(ago).unwrap_or(now)
 }
 
+/// Text of the Killing event of a container that a probe has given up on, in kubelet's words.
+fn failure_text(pod: &Pod, name: &str, word: &str) -> String {
+    let role = spec::roles(pod).find(|(other, _)| *other == name).map_or(Role::App, |(_, role)| role);
+    match role {
+        Role::Init | Role::Sidecar => format!("Init container {name} failed {word} probe"),
+        Role::App | Role::Ephemeral if rules::restarts_after_probe(pod, name, role) => {
+            format!("Container {name} failed {word} probe, will be restarted")
+        }
+        Role::App | Role::Ephemeral => format!("Container {name} failed {word} probe"),
+    }
+}
+
 impl Probes for Prober {
-    fn ensure(&self, pod: &Arc<Pod>, pod_ips: &[String], running: Vec<ProbeTarget>) {
-        let deleted = spec::is_deleted(pod);
+    fn ensure(&self, pod: &Arc<Pod>, pod_ips: &[String], running: Vec<ProbeTarget>, is_stopping: bool) {
         let containers = running.into_iter().filter_map(|target| {
             let (container, init) = find_container(pod, &target.name)?;
-            let mut probes = container_probes(container);
-            // A pod that is being deleted is still ready or not, but is not restarted any more.
-            probes.retain(|p| !deleted || p.kind == Kind::Readiness);
+            let probes = container_probes(container);
             let started_at = instant(target.started_at);
             Some(ContainerProbes { name: target.name, id: target.id, started_at, init, probes })
         });
         let containers = containers.collect();
-        let pod = PodProbes { uid: spec::uid(pod), key: spec::key(pod), pod_ip: pod_ips.first().cloned(), containers };
-        Prober::ensure(self, pod);
+        let (uid, pod_ip) = (spec::uid(pod), pod_ips.first().cloned());
+        Prober::ensure(self, PodProbes { uid, key: spec::key(pod), pod_ip, containers, is_stopping });
     }
 
     fn remove(&self, uid: &PodUid) {
@@ -55,7 +64,7 @@ impl Probes for Prober {
                 Kind::Readiness => readiness,
             }?;
             (result(kind) == ProbeResult::Failure).then(|| ProbeFailure {
-                message: format!("Container {} failed {word} probe, will be restarted", container.name),
+                message: failure_text(pod, &container.name, word),
                 grace_seconds: probe.termination_grace_period_seconds,
             })
         };

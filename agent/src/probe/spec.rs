@@ -105,13 +105,13 @@ fn handler(probe: &Probe, container: &Container) -> Handler {
         };
         let headers = http.http_headers.iter().flatten().map(|h| (h.name.clone(), h.value.clone())).collect();
         let path = http.path.clone().unwrap_or_default();
-        return match resolve(&http.port, container) {
+        return match resolve_port(&http.port, container) {
             Ok(port) => Handler::Http { scheme, host: set(http.host.as_ref()), port, path, headers },
             Err(text) => Handler::Broken(text),
         };
     }
     if let Some(tcp) = &probe.tcp_socket {
-        return match resolve(&tcp.port, container) {
+        return match resolve_port(&tcp.port, container) {
             Ok(port) => Handler::Tcp { host: set(tcp.host.as_ref()), port },
             Err(text) => Handler::Broken(text),
         };
@@ -129,7 +129,8 @@ fn set(host: Option<&String>) -> Option<String> {
     host.filter(|h| !h.is_empty()).cloned()
 }
 
-fn resolve(port: &IntOrString, container: &Container) -> Result<u16, String> {
+/// A named or numbered port of a container.
+pub(crate) fn resolve_port(port: &IntOrString, container: &Container) -> Result<u16, String> {
     let number = match port {
         IntOrString::Int(number) => *number,
         IntOrString::String(name) => {

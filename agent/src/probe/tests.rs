@@ -59,8 +59,8 @@ fn reply(status: &str, headers: &str, body: &str) -> String {
 }
 
 async fn get(port: u16, path: &str, headers: &[(String, String)]) -> Answer {
-    let request = http::Request { scheme: "http", host: "127.0.0.1".to_owned(), port, path, headers };
-    http::probe(&tools(no_exec()), request, Duration::from_secs(5)).await
+    let page = Page { scheme: "http", host: "127.0.0.1".to_owned(), port, path };
+    http::probe(&tools(no_exec()), page, headers, Duration::from_secs(5)).await
 }
 
 #[tokio::test]
@@ -169,12 +169,12 @@ async fn a_large_body_is_read_only_in_part() {
 async fn a_silent_server_fails_at_the_timeout_and_a_closed_port_at_once() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let request = http::Request { scheme: "http", host: "127.0.0.1".to_owned(), port, path: "/", headers: &[] };
-    let silent = http::probe(&tools(no_exec()), request.clone(), Duration::from_millis(50)).await;
+    let page = Page { scheme: "http", host: "127.0.0.1".to_owned(), port, path: "/" };
+    let silent = http::probe(&tools(no_exec()), page.clone(), &[], Duration::from_millis(50)).await;
     assert_eq!(silent.outcome, Outcome::Failure);
     assert!(silent.text.contains("Client.Timeout exceeded"), "{}", silent.text);
     drop(listener);
-    let closed = http::probe(&tools(no_exec()), request, Duration::from_secs(5)).await;
+    let closed = http::probe(&tools(no_exec()), page, &[], Duration::from_secs(5)).await;
     let expected = format!("Get \"http://127.0.0.1:{port}/\": dial tcp 127.0.0.1:{port}: connect: connection refused");
     assert_eq!((closed.outcome, closed.text), (Outcome::Failure, expected));
 }
@@ -203,8 +203,8 @@ async fn https_is_asked_without_trusting_anybody() {
         stream.write_all(reply("200 OK", "", "secure").as_bytes()).await.unwrap();
         stream.shutdown().await.unwrap();
     });
-    let request = http::Request { scheme: "https", host: "127.0.0.1".to_owned(), port, path: "/", headers: &[] };
-    let answer = http::probe(&tools(no_exec()), request, Duration::from_secs(5)).await;
+    let page = Page { scheme: "https", host: "127.0.0.1".to_owned(), port, path: "/" };
+    let answer = http::probe(&tools(no_exec()), page, &[], Duration::from_secs(5)).await;
     assert_eq!((answer.outcome, answer.text.as_str()), (Outcome::Success, "secure"));
 }
 
@@ -301,6 +301,10 @@ fn exec_probe(kind: Kind, word: &str) -> ProbeSpec {
 
 impl Bench {
     fn ensure(&self, id: &str, probes: Vec<ProbeSpec>) {
+        self.ensure_while(false, id, probes);
+    }
+
+    fn ensure_while(&self, is_stopping: bool, id: &str, probes: Vec<ProbeSpec>) {
         let container = ContainerProbes {
             name: "main".to_owned(),
             id: ContainerId::new(id),
@@ -309,7 +313,13 @@ impl Bench {
             probes,
         };
         let key = ObjectKey::new("default", "web");
-        self.prober.ensure(PodProbes { uid: self.uid.clone(), key, pod_ip: None, containers: vec![container] });
+        self.prober.ensure(PodProbes {
+            uid: self.uid.clone(),
+            key,
+            pod_ip: None,
+            containers: vec![container],
+            is_stopping,
+        });
     }
 
     fn result(&self, id: &str, kind: Kind) -> ProbeResult {
@@ -448,4 +458,69 @@ fn a_probe_spec_resolves_names_and_expands_variables() {
         other => panic!("{other:?}"),
     }
     assert_eq!(probes[2].handler, Handler::Broken("port \"nope\" not found".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_pod_that_stops_only_readiness_is_probed() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let log = asked.clone();
+    let mut bench = bench(answering(move |word| {
+        log.lock().unwrap().push(word.to_owned());
+        Ok(1)
+    }));
+    let probes = [(Kind::Startup, "startup"), (Kind::Liveness, "alive"), (Kind::Readiness, "ready")]
+        .map(|(kind, word)| exec_probe(kind, word))
+        .to_vec();
+    bench.ensure("a", probes.clone());
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(*asked.lock().unwrap(), ["startup"], "the startup probe holds the others");
+    bench.ensure_while(true, "a", probes);
+    assert_eq!(bench.result("a", Kind::Startup), ProbeResult::Success, "it counts as started");
+    assert_eq!(bench.result("a", Kind::Liveness), ProbeResult::Success, "it counts as alive");
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    assert!(asked.lock().unwrap()[1..].iter().all(|word| word == "ready"), "{:?}", asked.lock().unwrap());
+    assert!(asked.lock().unwrap().len() >= 3);
+    assert!(bench.changed.try_recv().is_err(), "not ready it was before");
+}
+
+#[tokio::test]
+async fn a_hook_takes_any_answer_follows_redirects_on_the_host_and_keeps_its_host_header_there() {
+    let (port, seen) = serve(|request| {
+        if request.starts_with("GET /start") {
+            reply("302 Found", "Location: /next\r\n", "")
+        } else {
+            reply("500 Internal Server Error", "", "oh")
+        }
+    })
+    .await;
+    let page = Page { scheme: "http", host: "127.0.0.1".to_owned(), port, path: "start" };
+    let headers = [("Host".to_owned(), "example.org".to_owned())];
+    fetch(page, &headers, "kube-lifecycle/1.37").await.unwrap();
+    let seen = seen.lock().unwrap().clone();
+    assert_eq!(seen.len(), 2);
+    for request in seen {
+        assert!(
+            request.contains("host: example.org") && request.contains("user-agent: kube-lifecycle/1.37"),
+            "{request}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_tls_is_told_apart_from_one_that_is_away() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut buffer = [0; 4096];
+        let _ = stream.read(&mut buffer).await.unwrap();
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        let _ = stream.read(&mut buffer).await;
+    });
+    let page = Page { scheme: "https", host: "127.0.0.1".to_owned(), port, path: "/" };
+    let plain = fetch(page.clone(), &[], "x").await.unwrap_err();
+    assert!(plain.contains(NO_TLS), "{plain}");
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let away = fetch(Page { port: nobody, ..page }, &[], "x").await.unwrap_err();
+    assert!(!away.contains(NO_TLS) && away.contains("connection refused"), "{away}");
 }

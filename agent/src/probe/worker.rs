@@ -122,8 +122,8 @@ impl Worker {
             Handler::Exec { command } => exec::probe(&self.tools, &self.container, command, timeout).await,
             Handler::Http { scheme, host, port, path, headers } => match target(host) {
                 Some(host) => {
-                    let request = http::Request { scheme, host, port: *port, path, headers };
-                    http::probe(&self.tools, request, timeout).await
+                    let page = http::Page { scheme, host, port: *port, path };
+                    http::probe(&self.tools, page, headers, timeout).await
                 }
                 None => no_address(),
             },

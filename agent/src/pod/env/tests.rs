@@ -31,6 +31,7 @@ fn make_sources() -> Sources {
     let secret_data = BTreeMap::from([("A".to_owned(), ByteString(b"secret".to_vec()))]);
     let secret = Secret { data: Some(secret_data), ..Secret::default() };
     Sources {
+        files: BTreeMap::new(),
         config_maps: BTreeMap::from([("map".to_owned(), Arc::new(map))]),
         secrets: BTreeMap::from([("sec".to_owned(), Arc::new(secret))]),
         services: Vec::new(),
@@ -277,4 +278,29 @@ fn the_objects_of_an_environment_are_found_for_watching() {
     let map = |name: &str| ObjectRef::ConfigMap(ObjectKey::new("ns", name));
     let secret = |name: &str| ObjectRef::Secret(ObjectKey::new("ns", name));
     assert_eq!(refs, [map("m2"), secret("s2"), map("m"), secret("s")]);
+}
+
+#[test]
+fn a_variable_comes_from_a_file_of_a_volume_and_only_an_optional_key_may_be_missing() {
+    let file = |key: &str, optional| {
+        let file_key_ref = FileKeySelector {
+            key: key.into(),
+            optional: Some(optional),
+            path: "env".into(),
+            volume_name: "config".into(),
+        };
+        vec![from("X", EnvVarSource { file_key_ref: Some(file_key_ref), ..EnvVarSource::default() })]
+    };
+    let mut sources = make_sources();
+    let of = |env, sources: &Sources| resolved(&container(vec![], env), sources);
+    assert!(of(file("A", true), &sources).unwrap_err().to_string().contains("cannot find the volume \"config\""));
+    sources.files.insert(("config".into(), "env".into()), Ok("A='1'\nB=''".into()));
+    assert!(of(file("A", false), &sources).unwrap().contains(&"X=1".to_owned()));
+    for key in ["B", "C"] {
+        assert!(of(file(key, true), &sources).unwrap().iter().all(|word| !word.starts_with("X=")), "{key}");
+        let error = of(file(key, false), &sources).unwrap_err().to_string();
+        assert_eq!(error, format!("environment variable key \"{key}\" not found in file \"env\" of volume \"config\""));
+    }
+    sources.files.insert(("config".into(), "env".into()), Ok("A=1".into()));
+    assert!(of(file("A", true), &sources).unwrap_err().to_string().contains("line 1"), "what is wrong is told");
 }

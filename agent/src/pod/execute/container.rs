@@ -8,13 +8,14 @@ use futures_util::FutureExt as _;
 use k8s_openapi::api::core::v1::{Container, VolumeDevice, VolumeMount};
 use nodelet_proto::cri;
 
+use super::stop::{self, Stop};
 use super::{Context, Output, hooks, message, sandbox};
 use crate::cri::{ContainerState, ContainerView, CriError};
 use crate::event::EventType;
 use crate::ids::{ContainerId, ObjectKey, SandboxId};
 use crate::metrics::METRICS;
 use crate::objects::{ObjectError, ObjectRef};
-use crate::pod::action::Failure;
+use crate::pod::action::{Failure, KillReason};
 use crate::pod::allocation::ResourceInfo;
 use crate::pod::container_config::{Inputs, container_config};
 use crate::pod::env::{self, EnvError, Sources};
@@ -101,18 +102,18 @@ async fn post_start(
 ) -> Result<(), Failure> {
     let Err(error) = hooks::run(context, &found.container, hook, &view.id).await else { return Ok(()) };
     let name = found.container.name.as_str();
-    let text = format!("PostStartHook failed: {error}");
     tracing::info!(pod = %spec::key(&context.pod), container = name, %error, "postStart hook failed");
     // What the hook has printed may be secret, and more people read events than pods.
     let event = "PostStartHook failed".to_owned();
     context.shared.event(&context.pod, Some(name), EventType::Warning, "FailedPostStartHook", event);
-    let grace = spec::grace_seconds(&context.pod);
-    // The container is stopped and its end recorded; the restart policy decides about another try.
-    if let Err(error) = context.shared.runtime.stop_container(&view.id, grace).await {
-        tracing::warn!(container = %view.id, %error, "cannot stop a container whose postStart hook failed");
+    // The container is stopped, its preStop hook included, and its end recorded; the restart policy decides about another try.
+    let grace_seconds = spec::grace_seconds(&context.pod);
+    let stop = Stop { id: &view.id, name, grace_seconds, reason: &KillReason::PostStartHook };
+    if let Err(failed) = stop::kill(context, &stop, false).await {
+        tracing::warn!(container = %view.id, error = %failed.message, "cannot stop a container whose postStart hook failed");
     }
     let container = status(context, &view.id, sandbox).await.ok().map(Box::new);
-    Err(Failure { reason: "PostStartHookError", message: text, container })
+    Err(Failure { reason: "PostStartHookError", message: error, container })
 }
 
 async fn create(
@@ -194,6 +195,12 @@ async fn environment(context: &Context, container: &Container) -> Result<Vec<(St
                     sources.secrets.insert(key.name.to_string(), secret);
                 }
             }
+        }
+    }
+    for (volume, path) in env::file_refs(container) {
+        if let Some(root) = context.volumes.paths.get(&volume) {
+            let content = shared.facilities.read_volume_file(root.clone(), path.clone()).await;
+            sources.files.insert((volume, path), content);
         }
     }
     let services = shared.objects.services(&namespace);

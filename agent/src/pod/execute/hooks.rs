@@ -1,24 +1,17 @@
 //! Lifecycle hooks: postStart and preStop handlers.
+//!
+//! As under kubelet any answer to an HTTP hook is a success, and one that expects TLS is asked again without it when the server
+//! speaks plain HTTP. Source: `pkg/kubelet/lifecycle/handlers.go` of k8s.io/kubernetes v1.37.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::StatusCode;
-use http_body_util::{BodyExt, Empty};
-use hyper::Request;
-use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::{Container, HTTPGetAction, LifecycleHandler};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
+use k8s_openapi::api::core::v1::{Container, ExecAction, HTTPGetAction, LifecycleHandler};
 
 use super::Context;
-use crate::api::tls::{self, Trust};
+use crate::event::EventType;
 use crate::ids::ContainerId;
+use crate::pod::spec;
+use crate::probe::{NO_TLS, Page, fetch, resolve_port};
 
 /// kubelet's, which servers of hooks may look for.
 const USER_AGENT: &str = "kube-lifecycle/1.37";
@@ -26,92 +19,69 @@ const USER_AGENT: &str = "kube-lifecycle/1.37";
 /// Longest that a hook without a limit of its own may take; StopContainer and the start both wait for it.
 const LIMIT: Duration = Duration::from_secs(3600);
 
-/// Runs a handler; the error is the text for the event.
+/// Runs a handler; the error is kubelet's text for it, with what the hook has printed.
 pub(super) async fn run(
     context: &Context,
     container: &Container,
     handler: &LifecycleHandler,
     id: &ContainerId,
 ) -> Result<(), String> {
-    if let Some(exec) = &handler.exec {
-        let command = exec.command.clone().unwrap_or_default();
-        let result = context.shared.runtime.exec(id, command.clone(), LIMIT).await.map_err(|e| e.text())?;
-        return match result.exit_code {
-            0 => Ok(()),
-            code => {
-                let output = String::from_utf8_lossy(&[result.stdout, result.stderr].concat()).into_owned();
-                Err(format!("command '{}' exited with {code}: {output}", command.join(" ")))
-            }
-        };
+    let key = spec::key(&context.pod);
+    let place = format!("Container \"{}\" in Pod \"{}_{}({})\"", container.name, key.name, key.namespace, context.uid);
+    if let Some(action) = &handler.exec {
+        return exec(context, action, id).await.map_err(|(error, output)| {
+            let command = action.command.as_deref().unwrap_or_default().join(" ");
+            format!("Exec lifecycle hook ([{command}]) for {place} failed - error: {error}, message: {output:?}")
+        });
     }
-    if let Some(http) = &handler.http_get {
-        return http_get(context, container, http).await;
+    if let Some(action) = &handler.http_get {
+        let path = action.path.as_deref().unwrap_or_default();
+        return http_get(context, container, action)
+            .await
+            .map_err(|error| format!("HTTP lifecycle hook ({path}) for {place} failed - error: {error}"));
     }
     if let Some(sleep) = &handler.sleep {
         tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;
         return Ok(());
     }
-    // tcpSocket is deprecated and has no effect here, as under kubelet.
-    Ok(())
+    // The API keeps tcpSocket for compatibility and documents that such hooks fail.
+    Err("Cannot run handler: invalid handler: expected one of exec, httpGet, sleep".to_owned())
 }
 
-/// A named or numbered port of a container.
-fn port(container: &Container, port: &IntOrString) -> Result<u16, String> {
-    let number = match port {
-        IntOrString::Int(number) => Some(*number),
-        IntOrString::String(name) => {
-            let named = container.ports.iter().flatten().find(|p| p.name.as_deref() == Some(name));
-            named.map(|p| p.container_port).or_else(|| name.parse().ok())
-        }
-    };
-    number.and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0).ok_or_else(|| format!("no such port: {port:?}"))
+/// Runs a command; the error has what the command printed beside it.
+async fn exec(context: &Context, action: &ExecAction, id: &ContainerId) -> Result<(), (String, String)> {
+    let command = action.command.clone().unwrap_or_default();
+    let done = context.shared.runtime.exec(id, command.clone(), LIMIT).await;
+    let done = done.map_err(|error| (error.text(), String::new()))?;
+    if done.exit_code == 0 {
+        return Ok(());
+    }
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let error = format!("command '{}' exited with {}: {}", command.join(" "), done.exit_code, text(&done.stderr));
+    Err((error, text(&[done.stdout, done.stderr].concat())))
 }
 
 async fn http_get(context: &Context, container: &Container, action: &HTTPGetAction) -> Result<(), String> {
-    let host = match action.host.as_deref().filter(|h| !h.is_empty()) {
+    let host = match action.host.as_deref().filter(|host| !host.is_empty()) {
         Some(host) => host.to_owned(),
-        None => context.pod_ips.first().cloned().ok_or("the pod has no address")?,
+        None => {
+            context.pod_ips.first().cloned().ok_or("failed to find networking container: the pod has no address")?
+        }
     };
-    let port = port(container, &action.port)?;
-    let path = action.path.as_deref().unwrap_or("/");
-    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-    let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-    let is_https = action.scheme.as_deref() == Some("HTTPS");
-    let scheme = if is_https { "https" } else { "http" };
-    let fail = |error: String| format!("{scheme}://{authority}{path}: {error}");
-    let mut request = Request::get(&path).header("host", &authority).header("user-agent", USER_AGENT);
-    for header in action.http_headers.iter().flatten() {
-        request = request.header(&header.name, &header.value);
+    let mut headers: Vec<(String, String)> =
+        action.http_headers.iter().flatten().map(|header| (header.name.clone(), header.value.clone())).collect();
+    let is_https = action.scheme.as_deref().is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
+    let port = resolve_port(&action.port, container)?;
+    let page = |scheme| Page { scheme, host: host.clone(), port, path: action.path.as_deref().unwrap_or_default() };
+    match fetch(page(if is_https { "https" } else { "http" }), &headers, USER_AGENT).await {
+        Err(error) if is_https && error.contains(NO_TLS) => {
+            headers.retain(|(name, _)| !name.eq_ignore_ascii_case("authorization"));
+            fetch(page("http"), &headers, USER_AGENT).await.map_err(|_| error)?;
+            let text =
+                format!("request to HTTPS lifecycle hook {host}:{port} got HTTP response, retry with HTTP succeeded");
+            context.shared.event(&context.pod, None, EventType::Warning, "LifecycleHTTPFallback", text);
+            Ok(())
+        }
+        other => other,
     }
-    let request = request.body(Empty::new()).map_err(|error| fail(error.to_string()))?;
-    let connect = TcpStream::connect((host.as_str(), port));
-    let stream = connect.await.map_err(|error| fail(error.to_string()))?;
-    let status = if is_https {
-        ask(encrypted(&host, stream).await.map_err(fail)?, request).await
-    } else {
-        ask(stream, request).await
-    };
-    let status = status.map_err(|error| fail(error.to_string()))?;
-    if status.is_client_error() || status.is_server_error() { Err(fail(status.to_string())) } else { Ok(()) }
-}
-
-/// TLS with whatever certificate the container has: nobody gives containers one for the pod's address.
-async fn encrypted(host: &str, stream: TcpStream) -> Result<TlsStream<TcpStream>, String> {
-    let name = ServerName::try_from(host.to_owned()).map_err(|_| format!("{host:?} is no host name"))?;
-    let config = tls::client_config(Trust::Anybody, Arc::default()).map_err(|error| error.to_string())?;
-    TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| format!("tls: {error}"))
-}
-
-async fn ask<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<StatusCode, hyper::Error>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let driver = tokio::spawn(connection);
-    let answer = sender.send_request(request).await?;
-    let status = answer.status();
-    // Read to its end or to a limit, so that the server is not cut off while it writes a short answer.
-    let _ = http_body_util::Limited::new(answer.into_body(), 10 * 1024).collect().await;
-    driver.abort();
-    Ok(status)
 }

@@ -16,28 +16,35 @@ use crate::pod::spec;
 /// Least time that a container has after its preStop hook, however long that took.
 const MIN_GRACE_SECONDS: i64 = 2;
 
-/// Runs the preStop hook and stops a container within its grace period.
-pub(super) async fn kill(
-    context: &Context,
-    id: &ContainerId,
-    name: &str,
-    grace_seconds: i64,
-    reason: &KillReason,
-) -> Result<Output, Failure> {
+/// A stop of one container.
+pub(super) struct Stop<'a> {
+    /// The container.
+    pub id: &'a ContainerId,
+    /// Its name.
+    pub name: &'a str,
+    /// Seconds between TERM and KILL, hook included.
+    pub grace_seconds: i64,
+    /// Why.
+    pub reason: &'a KillReason,
+}
+
+/// Tells that a container is to stop and runs its preStop hook; answers the seconds that it took.
+pub(super) async fn announce(context: &Context, stop: &Stop<'_>) -> i64 {
     let (shared, pod) = (&context.shared, &context.pod);
-    let text = match reason {
-        KillReason::PodTerminating => format!("Stopping container {name}"),
-        KillReason::Probe(text) => text.clone(),
-        KillReason::DefinitionChanged => format!("Container {name} definition changed, will be restarted"),
-        KillReason::StateUnknown => format!("Container {name} is in unknown state, try killing it before restart"),
-        KillReason::Resized => format!("Container {name} resize requires restart"),
-        KillReason::SandboxGone => format!("Stopping container {name}: its pod sandbox has changed"),
-    };
-    shared.event(pod, Some(name), EventType::Normal, "Killing", text);
-    if matches!(reason, KillReason::PodTerminating) {
+    let is_init = spec::spec(pod).init_containers.iter().flatten().any(|c| c.name == stop.name);
+    shared.event(pod, Some(stop.name), EventType::Normal, "Killing", stop.reason.text(stop.name, is_init));
+    if matches!(stop.reason, KillReason::PodTerminating) {
         shared.sink.left(&context.uid).await;
     }
-    let grace = after_hook(grace_seconds, pre_stop(context, id, name, grace_seconds).await);
+    pre_stop(context, stop.id, stop.name, stop.grace_seconds).await
+}
+
+/// Announces a stop if that has not been done, and stops a container within its grace period.
+pub(super) async fn kill(context: &Context, stop: &Stop<'_>, is_announced: bool) -> Result<Output, Failure> {
+    let shared = &context.shared;
+    let (id, name) = (stop.id, stop.name);
+    let hook_seconds = if is_announced { 0 } else { announce(context, stop).await };
+    let grace = after_hook(stop.grace_seconds, hook_seconds);
     shared.runtime.stop_container(id, grace).await.map_err(|e| failure("FailedKillPod", &e))?;
     let sandbox = context.stopping.as_ref().map_or("", |c| c.sandbox.as_str());
     match shared.runtime.container_status(id, sandbox).await {
@@ -94,6 +101,12 @@ pub(super) async fn remove_container(context: &Context, id: ContainerId) -> Resu
             let _ = tokio::fs::remove_file(&view.log_path).await;
         }
     }
+    Ok(Output::ContainerRemoved(id))
+}
+
+/// Removes a dead container whose log stays, with its link: the pod starts over.
+pub(super) async fn forget_container(context: &Context, id: ContainerId) -> Result<Output, Failure> {
+    context.shared.runtime.remove_container(&id).await.map_err(|e| failure("FailedSync", &e))?;
     Ok(Output::ContainerRemoved(id))
 }
 

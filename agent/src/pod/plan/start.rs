@@ -4,13 +4,14 @@
 //! are there. Order between containers: init containers and sidecars one after the other, regular containers together,
 //! except that a postStart hook holds back the containers after it, as under kubelet.
 
-use super::Planner;
+use super::running::{check_running, kill, resize};
+use super::{Planner, reset};
 use crate::cri::{ContainerState, ContainerView, Nanos, SandboxView};
 use crate::pod::action::{ImageUse, KillReason, Op, OpKey};
-use crate::pod::lifecycle::{Cause, Lifecycle, SECOND, begin};
-use crate::pod::memory::{Doubt, IMAGE_ERROR_SHOWN, Step, finished_at};
-use crate::pod::resize::steps::{self, Standing};
-use crate::pod::spec::{self, Role};
+use crate::pod::lifecycle::{Cause, DEADLINE_EXCEEDED, Lifecycle, SECOND, begin};
+use crate::pod::memory::{Doubt, IMAGE_ERROR_SHOWN, START_ERROR_SHOWN, Step, finished_at};
+use crate::pod::resize::steps;
+use crate::pod::spec::{self, Role, rules};
 use crate::pod::view::PodView;
 
 /// Plans a pod that is to run; answers where its life goes.
@@ -21,6 +22,10 @@ pub fn plan(planner: &mut Planner<'_>) -> Lifecycle {
     }
     wake_for_deadline(planner);
     prepare(planner);
+    if rules::is_starting_over(view.pod, view.runtime) {
+        reset::plan(planner);
+        return Lifecycle::Syncing;
+    }
     let sandbox = sandbox(planner);
     let standing = steps::standing(view);
     for name in due_containers(view) {
@@ -44,11 +49,11 @@ fn over(view: &PodView<'_>, now: Nanos) -> Option<Cause> {
         && deadline <= now
     {
         return Some(Cause::Failed {
-            reason: "DeadlineExceeded".into(),
+            reason: DEADLINE_EXCEEDED.into(),
             message: "Pod was active on the node longer than the specified deadline".into(),
         });
     }
-    if view.may_be_starting() {
+    if view.may_be_starting() || rules::is_starting_over(view.pod, view.runtime) {
         return None;
     }
     (has_completed(view) || init_has_failed(view)).then_some(Cause::Completed)
@@ -238,7 +243,8 @@ fn due_containers<'a>(view: &'a PodView<'a>) -> impl Iterator<Item = String> + '
                 held |= waits && (current.is_none() || view.is_starting(name));
             }
             Role::Ephemeral => {
-                if initialized && current.is_none() && view.runtime.latest(name).is_none() {
+                // Also before initialization is over: people look why it is not.
+                if current.is_none() && view.runtime.latest(name).is_none() {
                     due.push(name.to_owned());
                 }
             }
@@ -292,6 +298,11 @@ fn start_container(planner: &mut Planner<'_>, name: &str, sandbox: Option<&Sandb
     if let Some(exited) = current.filter(|c| c.is_exited()) {
         let retry_at = view.memory.crash_retry_at(name, finished_at(exited));
         if retry_at > planner.now {
+            // The status shows why a start failed first and the back-off later.
+            let shown_until = memory.and_then(|m| m.start.as_ref()).map(|failed| failed.since() + START_ERROR_SHOWN);
+            if let Some(at) = shown_until.filter(|at| *at > planner.now) {
+                planner.wake(at);
+            }
             return planner.wake(retry_at);
         }
     }
@@ -300,7 +311,7 @@ fn start_container(planner: &mut Planner<'_>, name: &str, sandbox: Option<&Sandb
     }
     let Some(sandbox) = sandbox else { return };
     if view.memory.volumes.is_done() {
-        let attempt = view.runtime.latest(name).map_or(0, |c| c.attempt + 1);
+        let attempt = view.runtime.latest(name).map_or(0, |c| c.attempt + 1).max(view.memory.next_attempt(name));
         planner.start(Op::StartContainer { container: name.to_owned(), attempt, sandbox: sandbox.id.clone() });
     }
 }
@@ -340,49 +351,4 @@ fn image_is_there(planner: &mut Planner<'_>, step: Option<&Step>, for_use: Image
         }
     }
     false
-}
-
-/// Stops running containers that may not go on: a probe gave up, or the image in the spec has changed.
-fn check_running(planner: &mut Planner<'_>) {
-    let view = planner.view;
-    for (name, role) in spec::roles(view.pod) {
-        let Some(container) = view.runtime.current(name).filter(|c| c.is_running()) else { continue };
-        if view.is_starting(name) {
-            continue;
-        }
-        let grace = spec::grace_seconds(view.pod);
-        let wanted = crate::cri::labels::container_hash(name, spec::image(view.pod, name));
-        if role != Role::Ephemeral && container.hash.as_ref().is_some_and(|hash| *hash != wanted) {
-            kill(planner, container, grace, KillReason::DefinitionChanged);
-        } else if let Some(failure) = view.probes.get(name).and_then(|p| p.failure.as_ref()) {
-            let grace = failure.grace_seconds.unwrap_or(grace);
-            kill(planner, container, grace, KillReason::Probe(failure.message.clone()));
-        }
-    }
-}
-
-/// Restarts the containers whose resize asks for it, then brings the rest to what was allocated.
-fn resize(planner: &mut Planner<'_>, standing: &Standing) {
-    let view = planner.view;
-    let grace = spec::grace_seconds(view.pod);
-    for container in view.runtime.containers.iter().filter(|c| standing.restart.contains(&c.id)) {
-        if !view.is_starting(&container.name) {
-            kill(planner, container, grace, KillReason::Resized);
-        }
-    }
-    if standing.is_due && standing.restart.is_empty() && !view.may_be_starting() {
-        planner.start(Op::Resize);
-    }
-}
-
-fn kill(planner: &mut Planner<'_>, container: &ContainerView, grace_seconds: i64, reason: KillReason) {
-    let being_killed = |key: &OpKey| matches!(key, OpKey::Kill(id, _) if *id == container.id);
-    if !planner.view.inflight.iter().any(being_killed) {
-        planner.start(Op::KillContainer {
-            id: container.id.clone(),
-            container: container.name.clone(),
-            grace_seconds,
-            reason,
-        });
-    }
 }

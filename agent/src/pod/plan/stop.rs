@@ -1,17 +1,17 @@
 //! Planning a pod that is not to run any more. Pure.
 //!
 //! ```text
-//!  pulls cancelled ─► containers killed ─► sidecars killed, last first ─► sandboxes stopped ─► volumes, cgroup removed
-//!       ─► Terminated ─► (deleted or unwanted) API object, sandboxes, logs removed ─► Removed
+//!  pulls cancelled ─► preStop hooks of all ─► containers killed, each at its turn ─► sandboxes stopped
+//!       ─► volumes, cgroup removed ─► Terminated ─► (deleted or unwanted) API object, sandboxes, logs removed ─► Removed
 //! ```
 //!
 //! A create or start in flight is waited for: what it makes is then stopped like everything else.
 
 use super::Planner;
-use crate::cri::ContainerView;
+use crate::cri::{ContainerView, Nanos};
 use crate::ids::ContainerId;
 use crate::pod::action::{KillReason, Op, OpKey};
-use crate::pod::lifecycle::{Lifecycle, Termination};
+use crate::pod::lifecycle::{Lifecycle, SECOND, Termination};
 use crate::pod::spec::{self, Role};
 use crate::pod::view::PodView;
 
@@ -21,10 +21,7 @@ pub fn plan(planner: &mut Planner<'_>, termination: Termination) -> Lifecycle {
     for key in view.inflight.iter().filter(|key| matches!(key, OpKey::Image(..))) {
         planner.cancel(key.clone());
     }
-    let remaining = termination.remaining_seconds(planner.now);
-    for container in next_to_kill(view) {
-        kill(planner, container, remaining, &termination);
-    }
+    stop_containers(planner, &termination);
     if view.runtime.containers.iter().any(ContainerView::may_run) || view.may_be_starting() {
         return Lifecycle::Terminating(termination);
     }
@@ -50,26 +47,56 @@ pub fn plan(planner: &mut Planner<'_>, termination: Termination) -> Lifecycle {
     Lifecycle::Terminating(termination)
 }
 
-/// Containers that run, or may, whose turn it is: regular ones at once, then sidecars one by one from the last to the first
-/// (KEP-753), and whatever the spec does not know.
-fn next_to_kill<'a>(view: &'a PodView<'a>) -> Vec<&'a ContainerView> {
-    let running = |c: &&ContainerView| c.may_run();
-    let is_sidecar = |name: &str| spec::roles(view.pod).any(|(n, role)| n == name && role == Role::Sidecar);
-    let others: Vec<_> = view.runtime.containers.iter().filter(running).filter(|c| !is_sidecar(&c.name)).collect();
-    if !others.is_empty() || view.may_be_starting() {
-        return others;
+/// Stops what runs or may. Hooks of all containers begin at once; a sidecar gets its TERM when its turn has come, or when
+/// the grace period is over.
+fn stop_containers(planner: &mut Planner<'_>, termination: &Termination) {
+    let view = planner.view;
+    let remaining = termination.remaining_seconds(planner.now);
+    let ends: Nanos = termination.since.saturating_add(termination.grace_seconds.saturating_mul(SECOND));
+    for container in view.runtime.containers.iter().filter(|c| c.may_run()) {
+        let its_turn = ends <= planner.now || is_its_turn(view, &container.name);
+        let (is_announced, hook) =
+            (view.memory.announced.contains(&container.id), OpKey::PreStop(container.id.clone()));
+        if its_turn && (ends <= planner.now || !view.is_inflight(&hook)) {
+            // A hook that takes longer than the grace period is not waited for.
+            let is_announced = is_announced || view.is_inflight(&hook);
+            kill(planner, container, remaining, is_announced, termination);
+            continue;
+        }
+        planner.wake(ends);
+        if !is_announced && !is_being_killed(view, &container.id) {
+            planner.start(Op::PreStop {
+                id: container.id.clone(),
+                container: container.name.clone(),
+                grace_seconds: remaining,
+            });
+        }
     }
-    let sidecars: Vec<&str> =
-        spec::roles(view.pod).filter(|(_, role)| *role == Role::Sidecar).map(|(name, _)| name).collect();
-    sidecars
-        .into_iter()
-        .rev()
-        .find_map(|name| view.runtime.containers.iter().filter(running).find(|c| c.name == name))
-        .into_iter()
-        .collect()
 }
 
-fn kill(planner: &mut Planner<'_>, container: &ContainerView, grace_seconds: i64, termination: &Termination) {
+/// Whether a container need not wait for others: a sidecar waits for the regular containers, which it serves, and for the
+/// sidecars after it (KEP-753); nothing else waits.
+fn is_its_turn(view: &PodView<'_>, name: &str) -> bool {
+    let runs =
+        |name: &str| view.is_starting(name) || view.runtime.containers.iter().any(|c| c.name == name && c.may_run());
+    let mut is_after = false;
+    for (other, role) in spec::roles(view.pod) {
+        match role {
+            Role::Sidecar if other == name => is_after = true,
+            Role::Sidecar | Role::App if is_after && runs(other) => return false,
+            Role::Init | Role::Sidecar | Role::App | Role::Ephemeral => {}
+        }
+    }
+    true
+}
+
+fn kill(
+    planner: &mut Planner<'_>,
+    container: &ContainerView,
+    grace_seconds: i64,
+    is_announced: bool,
+    termination: &Termination,
+) {
     // One kill per container is enough, unless a second delete shortened the grace below what that kill was given.
     let given = kills_of(planner.view, &container.id).min();
     if given.is_some_and(|given| given <= termination.grace_seconds) {
@@ -87,8 +114,13 @@ fn kill(planner: &mut Planner<'_>, container: &ContainerView, grace_seconds: i64
         id: container.id.clone(),
         container: container.name.clone(),
         grace_seconds,
+        is_announced,
         reason: KillReason::PodTerminating,
     });
+}
+
+fn is_being_killed(view: &PodView<'_>, id: &ContainerId) -> bool {
+    kills_of(view, id).next().is_some()
 }
 
 fn kills_of<'a>(view: &'a PodView<'a>, id: &'a ContainerId) -> impl Iterator<Item = i64> + 'a {

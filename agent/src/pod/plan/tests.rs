@@ -17,6 +17,7 @@ use crate::pod::spec::{self, Role};
 use crate::pod::view::{PodView, ProbeFailure, ProbeView};
 
 mod doubts;
+mod order;
 mod resize;
 
 /// A pod, a runtime that does what it is told, and a clock.
@@ -119,8 +120,10 @@ impl Sim {
                     {
                         self.memory.note_restart(container, ended, self.now);
                     }
-                    if let Op::KillContainer { container, reason: KillReason::Resized, .. } = &op {
-                        self.memory.note_resize(container);
+                    if let Op::KillContainer { container, reason, .. } = &op
+                        && matches!(reason, KillReason::Resized | KillReason::DefinitionChanged)
+                    {
+                        self.memory.note_change(container);
                     }
                     self.log.push(op.clone());
                     assert!(self.inflight.insert(op.key(), op).is_none(), "one key is in flight twice");
@@ -182,6 +185,7 @@ impl Sim {
                 message_falls_back_to_logs: false,
                 log_path: String::new(),
                 user: None,
+                stop_signal: None,
                 resources: None,
             })),
             Op::KillContainer { id, .. } => {
@@ -196,15 +200,18 @@ impl Sim {
                 Output::SandboxStopped(id)
             }
             Op::RemoveSandbox(id) => Output::SandboxRemoved(id),
-            Op::RemoveContainer(id) => Output::ContainerRemoved(id),
+            Op::RemoveContainer(id) | Op::ForgetContainer(id) => Output::ContainerRemoved(id),
             Op::Resize => {
                 // What the operation records: running containers are updated, the others begin with it.
                 self.memory.actuated = Some(ResourceInfo::of(&self.pod).into());
                 Output::Resized(Vec::new())
             }
-            Op::PrepareVolumes | Op::EnsureImage { .. } | Op::Release | Op::FinishDeletion | Op::RemoveLogs => {
-                Output::Done
-            }
+            Op::PreStop { .. }
+            | Op::PrepareVolumes
+            | Op::EnsureImage { .. }
+            | Op::Release
+            | Op::FinishDeletion
+            | Op::RemoveLogs => Output::Done,
         };
         // The world changes in the same way as the worker's view of it.
         let mut memory = Memory::default();

@@ -59,7 +59,7 @@ pub fn standing(view: &PodView<'_>) -> Standing {
     for ((name, role), container) in spec::roles(view.pod).zip(init_and_regular(view.pod)) {
         let need = need(view.pod, container, actuated);
         let running = view.runtime.current(name).filter(|c| c.is_running());
-        let restarting = view.memory.containers.get(name).is_some_and(|memory| memory.restart_for_resize);
+        let restarting = view.memory.containers.get(name).is_some_and(|memory| memory.restarts_anyway);
         // Once it has begun to be restarted, its resize ends with its start.
         standing.in_progress |= restarting;
         match (need, running) {

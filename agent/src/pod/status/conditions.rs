@@ -4,21 +4,26 @@ use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition};
 
 use super::containers::Statuses;
 use super::{Context, time};
+use crate::pod::lifecycle::Lifecycle;
 use crate::pod::plan::start::is_usable;
 use crate::pod::resize;
-use crate::pod::spec::{self, Role};
+use crate::pod::spec::{self, Role, rules};
 use crate::pod::view::PodView;
 
 /// The condition types that a node agent owns; all others belong to somebody else and are left alone.
-pub const OWNED: [&str; 7] = [
+pub const OWNED: [&str; 8] = [
     "PodReadyToStartContainers",
     "Initialized",
     "Ready",
     "ContainersReady",
     "PodScheduled",
+    RESTARTING,
     resize::PENDING,
     resize::IN_PROGRESS,
 ];
+
+/// All containers of the pod are being removed to start over (KEP-5532).
+pub const RESTARTING: &str = "AllContainersRestarting";
 
 struct Verdict {
     is_true: bool,
@@ -43,7 +48,7 @@ pub fn conditions(view: &PodView<'_>, context: &Context<'_>, statuses: &Statuses
     let ready = ready(view, statuses, phase, &all);
     let verdicts = [
         ("PodReadyToStartContainers", ready_to_start(view)),
-        ("Initialized", initialized(view, statuses, phase)),
+        ("Initialized", initialized(view, context, statuses, phase)),
         ("Ready", ready),
         ("ContainersReady", containers_ready(view, statuses, phase)),
         ("PodScheduled", Verdict::yes()),
@@ -52,7 +57,29 @@ pub fn conditions(view: &PodView<'_>, context: &Context<'_>, statuses: &Statuses
         all.extend(context.resize.conditions());
     }
     all.extend(verdicts.into_iter().map(|(type_, verdict)| condition(view, context, type_, verdict)));
+    if rules::may_restart_all(view.pod) {
+        let restarting = condition(view, context, RESTARTING, restarting(view, phase));
+        all.push(PodCondition { observed_generation: None, ..restarting });
+    }
     all
+}
+
+/// Whether a condition was true when it was published last.
+pub(super) fn was_true(context: &Context<'_>, type_: &str) -> bool {
+    context.last.conditions.iter().flatten().any(|c| c.type_ == type_ && c.status == "True")
+}
+
+fn restarting(view: &PodView<'_>, phase: &str) -> Verdict {
+    match phase {
+        "Succeeded" => return Verdict::no("PodCompleted", String::new()),
+        "Failed" => return Verdict::no("PodFailed", String::new()),
+        _ => {}
+    }
+    if matches!(view.lifecycle, Lifecycle::Syncing) && rules::is_starting_over(view.pod, view.runtime) {
+        let message = "container exited with restart policy rule".to_owned();
+        return Verdict { is_true: true, reason: "RestartAllContainersStarted", message };
+    }
+    Verdict::no("", String::new())
 }
 
 fn condition(view: &PodView<'_>, context: &Context<'_>, type_: &str, verdict: Verdict) -> PodCondition {
@@ -99,7 +126,7 @@ fn complain(unknown: &[&str], unfinished: &[&str], word: &str) -> Option<String>
     (!parts.is_empty()).then(|| parts.join(", "))
 }
 
-fn initialized(view: &PodView<'_>, statuses: &Statuses, phase: &str) -> Verdict {
+fn initialized(view: &PodView<'_>, context: &Context<'_>, statuses: &Statuses, phase: &str) -> Verdict {
     let (mut unknown, mut incomplete) = (Vec::new(), Vec::new());
     for (name, role) in spec::roles(view.pod).filter(|(_, role)| matches!(role, Role::Init | Role::Sidecar)) {
         match spec::status_of(&statuses.init, name) {
@@ -116,16 +143,15 @@ fn initialized(view: &PodView<'_>, statuses: &Statuses, phase: &str) -> Verdict 
         return Verdict::yes();
     }
     match complain(&unknown, &incomplete, "incomplete") {
+        // A pod that was initialized stays so when it starts over.
+        Some(_) if was_true(context, "Initialized") => Verdict::yes(),
         Some(message) => Verdict::no("ContainersNotInitialized", message),
         None => Verdict::yes(),
     }
 }
 
 fn has_run(status: &ContainerStatus) -> bool {
-    let ran = |state: &Option<k8s_openapi::api::core::v1::ContainerState>| {
-        state.as_ref().is_some_and(|s| s.running.is_some() || s.terminated.is_some())
-    };
-    ran(&status.state) || ran(&status.last_state)
+    status.state.as_ref().is_some_and(|s| s.running.is_some() || s.terminated.is_some())
 }
 
 fn containers_ready(view: &PodView<'_>, statuses: &Statuses, phase: &str) -> Verdict {

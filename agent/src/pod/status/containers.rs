@@ -5,14 +5,21 @@ use k8s_openapi::api::core::v1::{
     ContainerStatus, ContainerUser, LinuxContainerUser, VolumeMountStatus,
 };
 
-use super::{Context, resources, time};
+use super::conditions::{RESTARTING, was_true};
+use super::{Context, resources, terminal, time};
 use crate::cri::{ContainerState, ContainerView, Nanos};
 use crate::pod::action::Failed;
-use crate::pod::lifecycle::{Lifecycle, SECOND};
-use crate::pod::memory::{IMAGE_ERROR_SHOWN, finished_at, is_pull_failure};
+use crate::pod::lifecycle::SECOND;
+use crate::pod::memory::{Doubt, IMAGE_ERROR_SHOWN, START_ERROR_SHOWN, finished_at, is_pull_failure};
 use crate::pod::mounts;
-use crate::pod::spec::{self, Role};
+use crate::pod::spec::{self, Role, rules};
 use crate::pod::view::PodView;
+
+/// Reason of what is removed because the whole pod starts over.
+pub const RESTARTING_ALL: &str = "RestartingAllContainers";
+
+/// Reason of an end that nobody has seen.
+pub const UNKNOWN: &str = "ContainerStatusUnknown";
 
 /// Container statuses by the list of the API that they belong to.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -36,6 +43,8 @@ pub fn statuses(view: &PodView<'_>, context: &Context<'_>) -> Statuses {
             Role::Ephemeral => statuses.ephemeral.push(status),
         }
     }
+    terminal::end_all(view, &mut statuses);
+    terminal::cut_messages(&mut statuses);
     statuses
 }
 
@@ -51,7 +60,7 @@ fn one(view: &PodView<'_>, context: &Context<'_>, name: &str, role: Role) -> Con
         ..ContainerStatus::default()
     };
     match view.runtime.latest(name) {
-        Some(latest) => from_runtime(view, context, role, latest, &mut status),
+        Some(latest) => from_runtime(view, context, role, latest, last, &mut status),
         None => from_memory(view, context, role, last, &mut status),
     }
     if let Some(latest) = view.runtime.latest(name) {
@@ -75,6 +84,7 @@ fn from_runtime(
     context: &Context<'_>,
     role: Role,
     latest: &ContainerView,
+    last: Option<&ContainerStatus>,
     status: &mut ContainerStatus,
 ) {
     let id = |c: &ContainerView| format!("{}://{}", context.runtime_name, c.id);
@@ -83,9 +93,14 @@ fn from_runtime(
     if !latest.image.is_empty() {
         status.image = latest.image.clone();
     }
-    status.restart_count = i32::try_from(latest.attempt).unwrap_or(i32::MAX);
+    let count = i32::try_from(latest.attempt).unwrap_or(i32::MAX);
+    status.restart_count = last.map_or(count, |last| last.restart_count.max(count));
     status.user = user(latest);
-    status.last_state = view.runtime.previous(&latest.name).and_then(|c| terminated(c, id(c)));
+    // The API server takes the field only where it knows the one in the spec.
+    let asked = spec::lifecycle(view.pod, &latest.name).is_some_and(|l| l.stop_signal.is_some());
+    status.stop_signal = latest.stop_signal.clone().filter(|_| asked);
+    let previous = view.runtime.previous(&latest.name).and_then(|c| terminated(c, id(c)));
+    status.last_state = previous.or_else(|| last_end(last?, status.container_id.as_deref()));
     match &latest.state {
         ContainerState::Running { started_at } => {
             let probes = view.probes.get(&latest.name);
@@ -107,11 +122,40 @@ fn from_runtime(
                 None => status.state = terminated(latest, id(latest)),
             }
         }
+        ContainerState::Unknown if unknown(view, latest, last, status) => {}
         ContainerState::Created | ContainerState::Unknown => {
             let (reason, message) = start_failure(view, context, &latest.name).unwrap_or(default_waiting(view));
             status.state = Some(waiting(reason, message));
         }
     }
+}
+
+/// How the container before this one ended, as it was told; the runtime may have forgotten it.
+fn last_end(last: &ContainerStatus, id: Option<&str>) -> Option<ApiState> {
+    let end = |state: &Option<ApiState>| state.as_ref().and_then(|s| s.terminated.clone());
+    let newest = end(&last.state).filter(|_| last.container_id.as_deref() != id);
+    let end = newest.or_else(|| end(&last.last_state).filter(|end| end.container_id.as_deref() != id))?;
+    Some(ApiState { terminated: Some(end), ..ApiState::default() })
+}
+
+/// A container of which the runtime cannot say whether it runs: it is what it was, until a second look says the same. False
+/// when nothing was said of it before.
+fn unknown(
+    view: &PodView<'_>,
+    latest: &ContainerView,
+    last: Option<&ContainerStatus>,
+    status: &mut ContainerStatus,
+) -> bool {
+    let Some(last) = last.filter(|last| last.container_id == status.container_id) else { return false };
+    let Some(state) = last.state.as_ref().filter(|state| state.waiting.is_none()) else { return false };
+    *status = last.clone();
+    let is_believed = view.memory.doubts.get(latest.id.as_str()).is_some_and(Doubt::is_confirmed);
+    if state.running.is_some() && is_believed {
+        status.state = Some(terminal::unlocated());
+        status.restart_count = last.restart_count + 1;
+        (status.ready, status.started) = (false, Some(false));
+    }
+    true
 }
 
 /// The status of a container that the runtime does not know.
@@ -124,7 +168,8 @@ fn from_memory(
 ) {
     let (reason, message) = start_failure(view, context, &status.name).unwrap_or(default_waiting(view));
     status.state = Some(waiting(reason, message));
-    if role == Role::Init && app_was_created(view) {
+    let is_starting_over = role != Role::Ephemeral && is_starting_over(view, context);
+    if role == Role::Init && app_was_created(view) && !is_starting_over {
         // Its record is gone, but regular containers exist only after it has succeeded.
         status.state = Some(ApiState {
             terminated: Some(ContainerStateTerminated {
@@ -144,35 +189,41 @@ fn from_memory(
     let Some(last) = last else { return };
     status.restart_count = last.restart_count;
     status.last_state = last.last_state.clone().filter(|s| s.terminated.is_some());
-    let state = last.state.as_ref();
-    if state.is_some_and(|s| s.terminated.is_some()) {
+    let Some(state) = &last.state else { return };
+    let was_removed = state.waiting.as_ref().is_some_and(|w| w.reason.as_deref() == Some(RESTARTING_ALL));
+    if is_starting_over && was_removed {
+        status.state = last.state.clone();
+    } else if is_starting_over && state.waiting.is_none() {
+        let text = "The container is removed because RestartAllContainers in place";
+        status.state = Some(waiting(RESTARTING_ALL, text.to_owned()));
+        status.last_state = Some(ended_unseen(RESTARTING_ALL, text));
+        status.restart_count = last.restart_count + 1;
+        status.ready = false;
+    } else if state.terminated.is_some() {
         // Ended and collected: what was said last stays true.
         *status = last.clone();
-    } else if state.is_some_and(|s| s.running.is_some()) && view.memory.observed {
-        lost(view, context, last, status);
+    } else if state.running.is_some() && view.memory.observed && status.last_state.is_none() {
+        // It ran when it was last seen, and nobody can say anything about it any more.
+        let text = "The container could not be located when the pod was deleted.  The container used to be Running";
+        status.last_state = Some(ended_unseen(UNKNOWN, text));
+        status.restart_count += i32::from(view.lifecycle.may_start());
     }
 }
 
-/// A container that ran when it was last seen and that nobody can say anything about any more.
-fn lost(view: &PodView<'_>, context: &Context<'_>, last: &ContainerStatus, status: &mut ContainerStatus) {
+/// The end of a container that nobody has seen.
+pub(super) fn ended_unseen(reason: &str, message: &str) -> ApiState {
     let end = ContainerStateTerminated {
         exit_code: 137,
-        reason: Some("ContainerStatusUnknown".into()),
-        message: Some(
-            "The container could not be located when the pod was deleted.  The container used to be Running".into(),
-        ),
-        container_id: last.container_id.clone(),
-        finished_at: Some(time(context.now)),
+        reason: Some(reason.to_owned()),
+        message: Some(message.to_owned()),
         ..ContainerStateTerminated::default()
     };
-    let end = ApiState { terminated: Some(end), ..ApiState::default() };
-    match view.lifecycle {
-        Lifecycle::Syncing => {
-            status.last_state = Some(end);
-            status.restart_count = last.restart_count + 1;
-        }
-        Lifecycle::Terminating(_) | Lifecycle::Terminated(_) | Lifecycle::Removed => status.state = Some(end),
-    }
+    ApiState { terminated: Some(end), ..ApiState::default() }
+}
+
+/// Whether all of the pod's containers are being removed, or have just been, to start over.
+fn is_starting_over(view: &PodView<'_>, context: &Context<'_>) -> bool {
+    view.lifecycle.may_start() && (rules::is_starting_over(view.pod, view.runtime) || was_true(context, RESTARTING))
 }
 
 fn app_was_created(view: &PodView<'_>) -> bool {
@@ -190,14 +241,19 @@ fn waiting_reason(
     if !view.lifecycle.may_start() || !view.restarts(&container.name, role, exit_code) {
         return None;
     }
-    if let Some(failure) = start_failure(view, context, &container.name) {
+    let memory = view.memory.containers.get(&container.name)?;
+    let retry_at = view.memory.crash_retry_at(&container.name, finished_at(container));
+    let waits = retry_at > context.now && !view.is_starting(&container.name);
+    // Why a start failed is shown first, then that the next one is waited for.
+    let is_told = |failed: &Failed| failed.delay == 0 && failed.since() + START_ERROR_SHOWN <= context.now;
+    if !(waits && memory.start.as_ref().is_some_and(is_told))
+        && let Some(failure) = start_failure(view, context, &container.name)
+    {
         return Some(failure);
     }
     if view.is_starting(&container.name) {
         return None;
     }
-    let memory = view.memory.containers.get(&container.name)?;
-    let retry_at = view.memory.crash_retry_at(&container.name, finished_at(container));
     (retry_at > 0).then(|| ("CrashLoopBackOff", crash_message(view, &container.name, memory.crash_delay)))
 }
 

@@ -19,6 +19,7 @@ use crate::pod::resize::State;
 use crate::pod::view::{PodView, ProbeView};
 
 mod resources;
+mod restarts;
 
 const NOW: Nanos = 1_000 * SECOND;
 
@@ -73,6 +74,7 @@ fn make_view(name: &str, attempt: u32, state: ContainerState) -> ContainerView {
         message_falls_back_to_logs: false,
         log_path: String::new(),
         user: None,
+        stop_signal: None,
         resources: None,
     }
 }
@@ -454,10 +456,12 @@ fn a_lost_container_is_a_restart_while_the_pod_is_to_run() {
 }
 
 #[test]
-fn a_lost_container_has_ended_when_the_pod_is_being_stopped() {
+fn a_lost_container_of_a_pod_that_stops_has_ended_and_does_not_restart() {
     let status = Scene::app("Always").last_running("app").lifecycle(terminating(Cause::Deleted)).status();
-    assert_eq!(state(&status, "app"), "ended 137 ContainerStatusUnknown");
+    assert_eq!(say(container(&status, "app").last_state.as_ref()), "ended 137 ContainerStatusUnknown");
     assert_eq!(container(&status, "app").restart_count, 2);
+    let stopped = Scene::app("Always").last_running("app").lifecycle(terminated(Cause::Deleted)).status();
+    assert_eq!(state(&stopped, "app"), "ended 137 ContainerStatusUnknown");
 }
 
 #[test]

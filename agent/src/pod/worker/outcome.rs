@@ -93,6 +93,7 @@ impl Worker {
                 Some(("FailedKillPod", format!("error killing pod: {error}")))
             }
             OpKey::Volumes
+            | OpKey::PreStop(_)
             | OpKey::Sandbox
             | OpKey::Image(..)
             | OpKey::Start(_)
@@ -110,7 +111,8 @@ impl Worker {
             && match key {
                 OpKey::Inspect | OpKey::Sandbox | OpKey::Start(_) | OpKey::Kill(..) | OpKey::StopSandbox(_) => true,
                 OpKey::Resize | OpKey::RemoveSandbox(_) | OpKey::RemoveContainer(_) => true,
-                OpKey::Volumes | OpKey::Image(..) | OpKey::Release | OpKey::FinishDeletion | OpKey::RemoveLogs => false,
+                OpKey::Volumes | OpKey::PreStop(_) | OpKey::Image(..) => false,
+                OpKey::Release | OpKey::FinishDeletion | OpKey::RemoveLogs => false,
             };
     }
 

@@ -7,7 +7,7 @@ use super::{STORE_AGAIN, Worker};
 use crate::cri::Nanos;
 use crate::event::EventType;
 use crate::pod::journal::Record;
-use crate::pod::lifecycle::{self, Lifecycle};
+use crate::pod::lifecycle::{self, Cause, Lifecycle};
 use crate::pod::memory::finished_at;
 use crate::pod::status::{self, containers::go_seconds};
 use crate::pod::{env, spec};
@@ -99,6 +99,19 @@ impl Worker {
             tracing::info!(pod = %key, container = %container.name, delay = %go_seconds(delay), "crash back-off");
             self.shared.event(&self.pod, Some(&container.name), EventType::Warning, "BackOff", text);
         }
+    }
+
+    pub(super) fn tell_deadline(&self) {
+        if let Some(Cause::Failed { reason, message }) = self.lifecycle.termination().map(|t| &t.cause)
+            && reason == lifecycle::DEADLINE_EXCEEDED
+        {
+            self.shared.event(&self.pod, None, EventType::Normal, lifecycle::DEADLINE_EXCEEDED, message.clone());
+        }
+    }
+
+    pub(super) fn tell_sandbox_change(&self) {
+        let text = "Pod sandbox changed, it will be killed and re-created.".to_owned();
+        self.shared.event(&self.pod, None, EventType::Normal, "SandboxChanged", text);
     }
 
     pub(super) fn register_objects(&self) {
