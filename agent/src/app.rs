@@ -17,7 +17,7 @@ use crate::event::{Event, Recorder};
 use crate::garbage::Ask;
 use crate::health;
 use crate::ids::NodeName;
-use crate::node::{RuntimeHealth, address};
+use crate::node::{RuntimeHealth, address, facts as machine};
 use crate::pod::facilities::StatusSink;
 use crate::pod::shared::now;
 use crate::service::{self, ServiceHandle};
@@ -30,6 +30,7 @@ pub mod addresses;
 pub mod admission;
 pub mod api_sink;
 pub mod board;
+pub mod enforce;
 pub mod facilities;
 pub mod facts;
 pub mod garbage;
@@ -43,6 +44,7 @@ pub mod runtime_health;
 pub mod server;
 pub mod service_half;
 pub mod settings;
+pub mod start_checks;
 
 use board::Board;
 use pods::PodHalf;
@@ -50,6 +52,10 @@ use service_half::ServiceHalf;
 
 /// Runs the agent until SIGTERM or SIGINT. Pods, rules and mounts stay as they are when it ends.
 pub async fn run(config: Config) -> anyhow::Result<()> {
+    if config.only != Only::Services {
+        start_checks::check(&config, &machine::read(&config.root_dir))?;
+        start_checks::set_oom_score(config.kubelet.oom_score_adj);
+    }
     let state_dir = StateDir::acquire(&config.state_dir)?;
     let listener = state_dir.bind()?;
     let shutdown = CancellationToken::new();
@@ -191,7 +197,8 @@ async fn run_alone(
     };
     let board = Arc::new(Board::new(listeners, shown, config.kubelet.pod_logs_dir.clone()));
     let health = watch::Sender::new(RuntimeHealth::unknown());
-    let half = PodHalf::new(config, recorder.clone(), objects, board.clone(), parts.addresses, health).await?;
+    let half =
+        PodHalf::new(config, recorder.clone(), objects, board.clone(), parts.addresses, health, shutdown).await?;
     let garbage = garbage::start(config, &half, board.clone(), shutdown);
     let listeners = addresses::Listeners { pods: Some(half.host_addresses()), services: parts.services.clone() };
     let (known, configured, stop) = (parts.addresses.to_vec(), config.node_ips.clone(), (*shutdown).clone());

@@ -9,34 +9,43 @@
 //!      └── pod<UID>         ── containers below it are the runtime's ──
 //! ```
 //!
-//! What is written is decided by pure functions ([`plan`], [`resources`], [`name`]); `v1`, `v2` and `systemd` write it.
+//! What is written is decided by pure functions ([`plan`], [`memory_qos`], [`swap`], [`huge_pages`], [`resources`], [`name`]); `v1`, `v2` and `systemd` write it.
 //! A pod's cgroup exists before its sandbox is created and is removed after the sandbox is gone: what still runs in it
 //! is killed then. Mounts are never changed, and nothing above `cgroupRoot` is written.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use nodelet_proto::cri;
 
 use crate::ids::PodUid;
 
+mod classes;
+mod enforce;
 mod files;
 pub mod hierarchy;
+pub mod huge_pages;
+pub mod memory_qos;
 pub mod name;
 pub mod plan;
 pub mod resources;
+pub mod swap;
 mod systemd;
 mod v1;
 mod v2;
 
+pub use enforce::{Daemons, Reserved};
 pub use files::FileError;
 pub use hierarchy::{DetectError, Hierarchies};
+pub use memory_qos::{MemoryQos, Throttling};
 pub use name::{CgroupName, Driver, InvalidCgroupName};
-pub use plan::{CfsQuota, CgroupVersion, ContainerFacts, PodCgroup, SwapBehavior, Values};
+pub use plan::{CfsQuota, CgroupVersion, ContainerFacts, PodCgroup, Values};
 pub use resources::{QosClass, ResourceList, qos_class};
+pub use swap::SwapBehavior;
 
 use name::Tree;
+use plan::Request;
 
 /// Configuration of the cgroup tree.
 #[derive(Clone, Debug)]
@@ -51,13 +60,14 @@ pub struct Settings {
     pub cfs_quota: CfsQuota,
     /// `podPidsLimit`; `None` for no limit of its own.
     pub pids_limit: Option<i64>,
-    /// Capacity minus kubeReserved and systemReserved, before eviction thresholds; the limits of `kubepods`. Capacity
-    /// itself when `enforceNodeAllocatable` does not name `pods`.
+    /// The limits of `kubepods`: [`crate::node::capacity::pod_limits`].
     pub allocatable: ResourceList,
     /// Memory of the node in bytes.
     pub memory_capacity: i64,
     /// `memorySwap.swapBehavior` with what the node has.
     pub swap: SwapBehavior,
+    /// Protection and throttling of memory.
+    pub memory_qos: MemoryQos,
     /// `singleProcessOOMKill`.
     pub single_process_oom_kill: bool,
 }
@@ -68,8 +78,8 @@ pub enum CgroupError {
     /// The machine has no usable hierarchy.
     #[error(transparent)]
     Detect(#[from] DetectError),
-    /// `cgroupRoot` is not a path of cgroups.
-    #[error("cgroupRoot: {0}")]
+    /// `cgroupRoot` or another configured name is not a path of cgroups.
+    #[error(transparent)]
     Root(#[from] InvalidCgroupName),
     /// `cgroupRoot` does not exist in this hierarchy.
     #[error("cgroupRoot {root:?} does not exist: expected the directory {directory}; create it or change cgroupRoot")]
@@ -79,6 +89,17 @@ pub enum CgroupError {
         /// What was looked for.
         directory: String,
     },
+    /// A cgroup of daemons that does not exist, or not everywhere.
+    #[error("cgroup {name:?} has some missing paths: {missing}; create it in all hierarchies before the agent starts")]
+    Missing {
+        /// As configured.
+        name: String,
+        /// What is not there.
+        missing: String,
+    },
+    /// Daemons that are to be held to nothing.
+    #[error("{0:?} cgroup is not configured properly: nothing is reserved for it; expected at least one resource")]
+    NothingReserved(String),
     /// A UID that would leave the tree.
     #[error("pod UID {0:?} cannot name a cgroup: expected no '/' or '_'")]
     Uid(PodUid),
@@ -113,19 +134,12 @@ struct Inner {
     tree: Tree,
     huge_page_sizes: Vec<i64>,
     systemd: systemd::Systemd,
-    burstable: Mutex<Burstable>,
+    classes: Mutex<classes::Classes>,
 }
 
 enum Backend {
     V1(v1::V1),
     V2(v2::V2),
-}
-
-/// CPU requests of Burstable pods in thousandths, and what was last written for their sum.
-#[derive(Default)]
-struct Burstable {
-    requests: BTreeMap<PodUid, i64>,
-    written: Option<Values>,
 }
 
 impl Cgroups {
@@ -138,8 +152,8 @@ impl Cgroups {
         let root = CgroupName::parse(&settings.cgroup_root)?;
         let tree = Tree::new(&root);
         let huge_page_sizes = hierarchy::huge_page_sizes();
-        let (burstable, systemd) = (Mutex::default(), systemd::Systemd::default());
-        let inner = Inner { settings, hierarchies, root, tree, huge_page_sizes, systemd, burstable };
+        let (classes, systemd) = (Mutex::default(), systemd::Systemd::default());
+        let inner = Inner { settings, hierarchies, root, tree, huge_page_sizes, systemd, classes };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -159,6 +173,7 @@ impl Cgroups {
             version: self.version(),
             cfs_quota: settings.cfs_quota,
             swap: settings.swap,
+            memory_qos: settings.memory_qos,
             huge_page_sizes: self.inner.huge_page_sizes.clone(),
             single_process_oom_kill: settings.single_process_oom_kill,
         }
@@ -183,7 +198,8 @@ impl Cgroups {
         inner.tree.pod(&uid_of(pod), qos_class(pod)).path(inner.settings.driver)
     }
 
-    /// Creates `kubepods` and the QoS classes, or brings their values up to date.
+    /// Creates `kubepods` and the QoS classes, or brings the values of the classes up to date. [`Cgroups::enforce_pods`]
+    /// limits what is in them.
     pub async fn ensure_roots(&self) -> Result<(), CgroupError> {
         self.blocking(|inner| inner.ensure_roots()).await
     }
@@ -196,13 +212,19 @@ impl Cgroups {
         }
         let (uid, class) = (uid_of(pod), qos_class(pod));
         let values = self.pod_values(pod);
-        let milli = plan::burstable_milli_cpu(pod);
-        self.blocking(move |inner| inner.ensure_pod(&uid, class, &values, milli)).await
+        let request = Request::of(pod);
+        self.blocking(move |inner| inner.ensure_pod(&uid, class, &values, request)).await
     }
 
     /// What a pod's cgroup is to have.
     pub fn pod_values(&self, pod: &Pod) -> Values {
-        plan::pod_values(pod, self.inner.settings.cfs_quota, self.inner.settings.pids_limit)
+        let settings = &self.inner.settings;
+        let mut values = plan::pod_values(pod, settings.cfs_quota, settings.pids_limit);
+        values.huge_pages = huge_pages::of_all_sizes(values.huge_pages, &self.inner.huge_page_sizes);
+        if self.version() == CgroupVersion::V2 {
+            values.unified.extend(memory_qos::of_pod(pod, settings.memory_qos));
+        }
+        values
     }
 
     /// What a pod's cgroup has.
@@ -216,10 +238,10 @@ impl Cgroups {
         if !self.inner.settings.qos_cgroups {
             return Ok(());
         }
-        let (uid, class, milli) = (uid_of(pod), qos_class(pod), plan::burstable_milli_cpu(pod));
+        let (uid, class, request) = (uid_of(pod), qos_class(pod), Request::of(pod));
         self.blocking(move |inner| {
             inner.apply(&inner.pod_name(&uid, class)?, &values)?;
-            inner.count(&uid, class, milli)
+            inner.count(&uid, request)
         })
         .await
     }
@@ -312,12 +334,6 @@ impl Inner {
             return Ok(());
         }
         self.create(self.tree.kubepods())?;
-        let mut values = plan::kubepods_values(&self.settings.allocatable);
-        if self.version() == CgroupVersion::V2 {
-            // Protection that an earlier configuration (MemoryQoS) left behind.
-            values.unified.extend(["memory.min", "memory.low"].map(|file| (file.to_owned(), "0".to_owned())));
-        }
-        self.apply(self.tree.kubepods(), &values)?;
         for class in [QosClass::Burstable, QosClass::BestEffort] {
             self.create(&self.tree.qos(class))?;
         }
@@ -325,16 +341,16 @@ impl Inner {
             &self.tree.qos(QosClass::BestEffort),
             &plan::qos_values(QosClass::BestEffort, 0, &self.huge_page_sizes),
         )?;
-        self.write_burstable()
+        self.write_classes()
     }
 
-    fn ensure_pod(&self, uid: &PodUid, class: QosClass, values: &Values, milli: i64) -> Result<(), CgroupError> {
+    fn ensure_pod(&self, uid: &PodUid, class: QosClass, values: &Values, request: Request) -> Result<(), CgroupError> {
         let name = self.pod_name(uid, class)?;
         if !self.exists(&name) {
             self.create(&name)?;
             self.apply(&name, values)?;
         }
-        self.count(uid, class, milli)
+        self.count(uid, request)
     }
 
     fn remove_pod(&self, uid: &PodUid, class: QosClass) -> Result<(), CgroupError> {
@@ -348,39 +364,7 @@ impl Inner {
             self.systemd.stop_slice(&name)?;
         }
         files::remove_all(&directories)?;
-        let mut burstable = self.burstable.lock().unwrap_or_else(PoisonError::into_inner);
-        match burstable.requests.remove(uid) {
-            Some(_) => self.write_burstable_locked(&mut burstable),
-            None => Ok(()),
-        }
-    }
-
-    /// Counts a pod in the shares of its class; the file is written only when the sum changed. Waiters on the lock
-    /// find the sum already written, so a burst of pods costs few writes.
-    fn count(&self, uid: &PodUid, class: QosClass, milli: i64) -> Result<(), CgroupError> {
-        if class != QosClass::Burstable {
-            return Ok(());
-        }
-        let mut burstable = self.burstable.lock().unwrap_or_else(PoisonError::into_inner);
-        burstable.requests.insert(uid.clone(), milli);
-        self.write_burstable_locked(&mut burstable)
-    }
-
-    fn write_burstable(&self) -> Result<(), CgroupError> {
-        let mut burstable = self.burstable.lock().unwrap_or_else(PoisonError::into_inner);
-        burstable.written = None;
-        self.write_burstable_locked(&mut burstable)
-    }
-
-    fn write_burstable_locked(&self, burstable: &mut Burstable) -> Result<(), CgroupError> {
-        let sum = burstable.requests.values().fold(0i64, |sum, milli| sum.saturating_add(*milli));
-        let values = plan::qos_values(QosClass::Burstable, sum, &self.huge_page_sizes);
-        if burstable.written.as_ref() == Some(&values) {
-            return Ok(());
-        }
-        self.apply(&self.tree.qos(QosClass::Burstable), &values)?;
-        burstable.written = Some(values);
-        Ok(())
+        self.discount(uid)
     }
 
     fn existing_pods(&self) -> Result<BTreeMap<PodUid, QosClass>, CgroupError> {

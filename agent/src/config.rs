@@ -214,9 +214,13 @@ fn flag(name: &str, value: &str, expected: &str) -> Problem {
     }
 }
 
-/// Gates change nothing: nodelet has what is generally available, and says so once for all that are written.
+/// The gates that change something.
+const GATES: [&str; 1] = ["MemoryQoS"];
+
+/// Other gates change nothing: nodelet has what is generally available, and says so once for all that are written.
 fn warn_of_gates(kubelet: &[(String, bool)], proxy: &[(String, bool)], findings: &mut Findings) {
-    let names: std::collections::BTreeSet<&str> = kubelet.iter().chain(proxy).map(|(name, _)| name.as_str()).collect();
+    let names = kubelet.iter().chain(proxy).map(|(name, _)| name.as_str()).filter(|name| !GATES.contains(name));
+    let names: std::collections::BTreeSet<&str> = names.collect();
     if !names.is_empty() {
         let names = names.into_iter().collect::<Vec<_>>().join(", ");
         findings.warnings.push(Problem {

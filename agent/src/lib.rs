@@ -28,6 +28,8 @@
 //! | addresses (`app::addresses`) | rtnetlink, the own Node | host addresses of pods, addresses of NodePorts |
 //! | network check (`app::network`), once | the runtime's sandboxes, CNI's cache | CHECK and GC of the CNI chain |
 //! | garbage ([`garbage`]) | every five minutes: images, containers, which images pods name; `nodelet gc` | `RemoveImage`, events of the node; a full check by the manager |
+//! | kills ([`node::oom`]), where `/dev/kmsg` can be read | the kernel's log | counts by container; events of the node |
+//! | node allocatable (`app::enforce`), while pods use more than they may | a timer | limits of `kubepods` |
 //! | log rotation ([`logs::rotate`]) | which containers run (`app::board`), sizes of their logs | renamed and compressed files, `ReopenContainerLog` |
 //! | control ([`control::serve`]) | connections on the Unix socket; a task each | answers from the board and from log files |
 //! | health ([`health::serve`]), up to three | HTTP | what [`health`] lists |

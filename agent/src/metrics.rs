@@ -46,6 +46,8 @@ pub struct Metrics {
     pub client_certificate: Certificate,
     /// The certificate of the kubelet API.
     pub server_certificate: Certificate,
+    /// Memory that is protected for pods.
+    pub memory_qos: MemoryQos,
     /// Lists of all that the runtime has: our full check, kubelet's relist.
     pub relist: Relist,
     /// Runtime handlers: time of sandbox creation.
@@ -64,6 +66,7 @@ pub static METRICS: Metrics = Metrics {
     garbage: garbage::Garbage::new(),
     client_certificate: Certificate::new(),
     server_certificate: Certificate::new(),
+    memory_qos: MemoryQos { is_set: Gauge::new(), min: Gauge::new(), low: Gauge::new() },
     relist: Relist {
         duration: Histogram::new(&DEFAULT),
         interval: Histogram::new(&DEFAULT),
@@ -96,6 +99,35 @@ impl Certificate {
             0 => f64::INFINITY,
             expires => (expires - now) as f64,
         }
+    }
+}
+
+/// Memory that is protected from reclaim, with `memoryReservationPolicy: TieredReservation`.
+#[derive(Debug)]
+pub struct MemoryQos {
+    is_set: Gauge,
+    min: Gauge,
+    low: Gauge,
+}
+
+impl MemoryQos {
+    /// Bytes that Guaranteed and Burstable pods request.
+    pub fn set(&self, guaranteed: i64, burstable: i64) {
+        self.min.set(guaranteed);
+        self.low.set(burstable);
+        self.is_set.set(1);
+    }
+
+    fn write(&self, text: &mut Text) {
+        if self.is_set.get() == 0 {
+            return;
+        }
+        let help = "[ALPHA] Total cgroup v2 memory.min in bytes for Guaranteed pods. This memory is hard-reserved and never \
+                    reclaimed by the kernel.";
+        text.gauge("kubelet_memory_qos_node_memory_min_bytes", help, self.min.get() as f64);
+        let help = "[ALPHA] Total cgroup v2 memory.low in bytes for Burstable pods. This memory is soft-reserved and may be \
+                    reclaimed under extreme pressure.";
+        text.gauge("kubelet_memory_qos_node_memory_low_bytes", help, self.low.get() as f64);
     }
 }
 
@@ -159,6 +191,7 @@ impl Metrics {
         self.pods.write(text);
         self.garbage.write(text);
         self.relist.write(text);
+        self.memory_qos.write(text);
         let help = "[ALPHA] Duration in seconds of the run_podsandbox operations. Broken down by RuntimeClass.Handler.";
         let mut family = text.family("kubelet_run_podsandbox_duration_seconds", Kind::Histogram, help);
         self.sandbox_duration.each(|[handler], cell| family.histogram(&[("runtime_handler", handler)], cell));

@@ -19,9 +19,11 @@ use nodelet_proto::cri;
 use crate::quantity::Quantity;
 
 pub mod address;
+pub mod capacity;
 pub mod facts;
 pub mod heartbeat;
 pub mod lease;
+pub mod oom;
 pub mod patch;
 pub mod register;
 pub mod routes;

@@ -9,6 +9,7 @@ mod joining;
 mod kills;
 mod network;
 mod resize;
+mod resources;
 mod restart;
 mod rig;
 mod secrets;

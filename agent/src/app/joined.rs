@@ -167,7 +167,7 @@ async fn start_pods(
     let board = Arc::new(Board::new(listeners, no_services(), config.kubelet.pod_logs_dir.clone()));
     let (objects_tx, changed) = mpsc::unbounded_channel();
     let objects = Arc::new(JoinedObjects::new(client.kube(), objects_tx, envs));
-    let half = PodHalf::new(config, recorder.clone(), objects, board.clone(), addresses, health).await?;
+    let half = PodHalf::new(config, recorder.clone(), objects, board.clone(), addresses, health, shutdown).await?;
     super::server::start(super::server::Parts {
         config,
         client: client.clone(),

@@ -12,13 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::facilities::{self, NodeFacilities};
 use super::network::Network;
-use super::{facts, runtime_health, settings};
+use super::{enforce, runtime_health, settings};
 use crate::cgroup::{self, Cgroups};
 use crate::config::Config;
 use crate::cri::{Runtime, events};
 use crate::event::Recorder;
 use crate::ids::PodUid;
-use crate::node::{RuntimeHealth, facts as machine};
+use crate::node::{RuntimeHealth, facts as machine, oom};
 use crate::objects::Objects;
 use crate::pod::admit;
 use crate::pod::allocation::checkpoint::{self, Checkpoint};
@@ -62,7 +62,8 @@ impl HostAddresses {
 }
 
 impl PodHalf {
-    /// Waits for the runtime and prepares directories and cgroups. `health` is told how the runtime does.
+    /// Waits for the runtime and prepares directories and cgroups. `health` is told how the runtime does; `shutdown` ends what
+    /// is tried again.
     pub async fn new(
         config: &Config,
         recorder: Recorder,
@@ -70,6 +71,7 @@ impl PodHalf {
         sink: Arc<dyn StatusSink>,
         addresses: &[IpAddr],
         health: watch::Sender<RuntimeHealth>,
+        shutdown: &CancellationToken,
     ) -> anyhow::Result<Self> {
         let kubelet = &config.kubelet;
         let images = kubelet.image_endpoint.clone().unwrap_or_else(|| kubelet.runtime_endpoint.clone());
@@ -80,12 +82,14 @@ impl PodHalf {
             health.send_replace(RuntimeHealth::from_cri(&version, &status));
         }
         let machine = machine::read(&config.root_dir);
-        let cgroups = Cgroups::new(settings::cgroups(config, &machine, driver(&runtime).await))?;
+        let hierarchies = cgroup::Hierarchies::detect()?;
+        let cgroups = Cgroups::new(settings::cgroups(config, &machine, driver(&runtime).await, &hierarchies))?;
         let cgroup = match cgroups.version() {
             cgroup::CgroupVersion::V1 => 1,
             cgroup::CgroupVersion::V2 => 2,
         };
         cgroups.ensure_roots().await.context("cannot make the cgroups of pods")?;
+        enforce::start(&cgroups, &settings::reserved(config), &recorder, shutdown).await?;
         // kubelet gives a pod 2 min 3 s for its volumes before it says so.
         let volume_settings =
             volume::Settings { root_dir: config.root_dir.clone(), deadline: Duration::from_secs(123) };
@@ -111,7 +115,7 @@ impl PodHalf {
             facilities: Arc::new(NodeFacilities {
                 volumes,
                 cgroups,
-                allocatable: facts::allocatable(&machine, kubelet, true),
+                allocatable: super::settings::allocatable(config, &machine),
                 node: node.clone(),
                 health: health.subscribe(),
             }),
@@ -186,6 +190,7 @@ impl PodHalf {
         let (runtime_tx, runtime) = mpsc::channel(256);
         let client = self.shared.runtime.clone();
         tokio::spawn(events::run(client.clone(), raw_tx, shutdown.clone()));
+        tokio::spawn(oom::run(self.shared.recorder.clone(), shutdown.clone()));
         tokio::spawn(self.network.clone().tidy(self.shared.recorder.clone(), shutdown.clone()));
         let health = runtime_health::run(client, self.network, raw, runtime_tx, self.health, shutdown.clone());
         tokio::spawn(health);

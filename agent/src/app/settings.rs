@@ -2,34 +2,25 @@
 
 use std::net::IpAddr;
 
-use crate::cgroup;
-use crate::config::kubelet::CgroupDriver;
+use crate::cgroup::{self, CgroupVersion};
+use crate::config::kubelet::resources::Swap;
+use crate::config::kubelet::{CgroupDriver, Enforce};
 use crate::config::proxy::LocalMode;
-use crate::config::{Config, Mode, Only};
+use crate::config::{Config, KUBELET_VERSION, Mode, Only};
 use crate::logs::kept;
 use crate::node::facts::MachineFacts;
+use crate::node::{NodeSettings, capacity};
 use crate::pod::{admit, dead, dns, images, lifecycle, resize, security, shared};
-use crate::quantity::{Format, Quantity};
 use crate::service::node_ports::{NodePorts, Place};
 use crate::service::{self, Cidr};
 
-/// Capacity less what is reserved: the limits of the `kubepods` cgroup.
-fn pod_limits(config: &Config, facts: &MachineFacts) -> cgroup::ResourceList {
-    let memory = i64::try_from(facts.memory).unwrap_or(i64::MAX);
-    let mut limits = cgroup::ResourceList::from([
-        ("cpu".to_owned(), Quantity::from_units(i64::from(facts.cpus), Format::DecimalSi)),
-        ("memory".to_owned(), Quantity::from_units(memory, Format::BinarySi)),
-    ]);
-    for (name, reserved) in &config.kubelet.reserved {
-        if let Some(amount) = limits.get_mut(name) {
-            *amount = amount.minus(*reserved);
-        }
-    }
-    limits
-}
-
 /// Settings of the cgroup tree; `driver` is what the runtime says, where it says anything.
-pub fn cgroups(config: &Config, facts: &MachineFacts, driver: Option<cgroup::Driver>) -> cgroup::Settings {
+pub fn cgroups(
+    config: &Config,
+    facts: &MachineFacts,
+    driver: Option<cgroup::Driver>,
+    hierarchies: &cgroup::Hierarchies,
+) -> cgroup::Settings {
     let kubelet = &config.kubelet;
     let period = u64::try_from(kubelet.cpu_cfs_period.as_micros()).unwrap_or(cgroup::plan::DEFAULT_PERIOD);
     let configured = match kubelet.cgroup_driver {
@@ -44,9 +35,65 @@ pub fn cgroups(config: &Config, facts: &MachineFacts, driver: Option<cgroup::Dri
         pids_limit: Some(kubelet.pod_pids_limit).filter(|limit| *limit > 0),
         allocatable: pod_limits(config, facts),
         memory_capacity: i64::try_from(facts.memory).unwrap_or(i64::MAX),
-        swap: cgroup::SwapBehavior::Unaccounted,
-        single_process_oom_kill: false,
+        swap: match kubelet.swap {
+            _ if !hierarchies.accounts_swap() => cgroup::SwapBehavior::Unaccounted,
+            Swap::NoSwap => cgroup::SwapBehavior::NoSwap,
+            Swap::LimitedSwap => {
+                cgroup::SwapBehavior::LimitedSwap { available: i64::try_from(facts.swap).unwrap_or(i64::MAX) }
+            }
+        },
+        memory_qos: memory_qos(config, facts),
+        // v1 has no such file; there the kernel chooses one process.
+        single_process_oom_kill: kubelet.single_process_oom_kill.unwrap_or(hierarchies.version() == CgroupVersion::V1),
     }
+}
+
+fn pod_limits(config: &Config, facts: &MachineFacts) -> cgroup::ResourceList {
+    let is_enforced = config.kubelet.cgroups_per_qos && config.kubelet.enforce.contains(&Enforce::Pods);
+    capacity::pod_limits(&NodeSettings::new(config, KUBELET_VERSION), facts, is_enforced)
+}
+
+fn memory_qos(config: &Config, facts: &MachineFacts) -> cgroup::MemoryQos {
+    let asked = config.kubelet.memory_qos;
+    if !asked.is_on {
+        return cgroup::MemoryQos::Off;
+    }
+    let node = capacity::pod_limits(&NodeSettings::new(config, KUBELET_VERSION), facts, true);
+    let allocatable = node.get("memory").map_or(0, |memory| memory.value());
+    let page_size = i64::try_from(rustix::param::page_size()).unwrap_or(4096);
+    let throttling = asked.throttling.map(|factor| cgroup::Throttling { factor, allocatable, page_size });
+    cgroup::MemoryQos::On { is_tiered: asked.is_tiered, throttling }
+}
+
+/// The cgroups of daemons that `enforceNodeAllocatable` names.
+pub fn reserved(config: &Config) -> Vec<cgroup::Reserved> {
+    let kubelet = &config.kubelet;
+    let system = |is_cpu_only| cgroup::Reserved {
+        daemons: cgroup::Daemons::System,
+        cgroup: kubelet.system_reserved_cgroup.clone(),
+        amounts: kubelet.reserved.system.iter().cloned().collect(),
+        is_cpu_only,
+    };
+    let kube = |is_cpu_only| cgroup::Reserved {
+        daemons: cgroup::Daemons::Kube,
+        cgroup: kubelet.kube_reserved_cgroup.clone(),
+        amounts: kubelet.reserved.kube.iter().cloned().collect(),
+        is_cpu_only,
+    };
+    let group = |enforce: &Enforce| match enforce {
+        Enforce::Pods => None,
+        Enforce::SystemReserved => Some(system(false)),
+        Enforce::SystemReservedCompressible => Some(system(true)),
+        Enforce::KubeReserved => Some(kube(false)),
+        Enforce::KubeReservedCompressible => Some(kube(true)),
+    };
+    kubelet.enforce.iter().filter_map(group).collect()
+}
+
+/// What pods may ask for in total.
+pub fn allocatable(config: &Config, facts: &MachineFacts) -> cgroup::ResourceList {
+    let settings = NodeSettings::new(config, KUBELET_VERSION);
+    capacity::allocatable(&settings, &capacity::capacity(&settings, facts))
 }
 
 /// Settings of the pod domain.
@@ -66,7 +113,8 @@ pub fn pods(config: &Config) -> shared::Settings {
             masked_paths: masked_paths(),
         },
         max_crash_delay: i64::try_from(kubelet.max_crash_backoff.as_nanos()).unwrap_or(300 * lifecycle::SECOND),
-        resize: resize::Rules { limited_swap: false },
+        // On v1 the agent does not start with it.
+        resize: resize::Rules { limited_swap: kubelet.swap == Swap::LimitedSwap },
         port_mappings: true,
         container_links: container_links(config),
         kept_logs: kept::execute::place(&config.kubelet.pod_logs_dir),
@@ -96,14 +144,11 @@ pub fn admission(config: &Config, machine: &MachineFacts) -> admit::Node {
         ("kubernetes.io/hostname", &config.node_name),
     ];
     let own = own.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let mut allocatable = super::facts::allocatable(machine, &config.kubelet, true);
-    let pods = Quantity::from_units(config.kubelet.max_pods, Format::DecimalSi);
-    allocatable.insert("pods".to_owned(), pods);
     admit::Node {
         name: config.node_name.clone(),
         labels: own.chain(config.node_labels.iter().cloned()).collect(),
         taints: Vec::new(),
-        allocatable,
+        allocatable: allocatable(config, machine),
         allowed_unsafe_sysctls: config.kubelet.allowed_unsafe_sysctls.clone(),
         has_apparmor: has_apparmor(),
         strict_groups: None,

@@ -91,6 +91,18 @@ impl Hierarchies {
         }
     }
 
+    /// Whether the kernel counts swap by cgroup: the file of its limit is there.
+    pub fn accounts_swap(&self) -> bool {
+        match self {
+            Self::V1(mounts) => {
+                mounts.get("memory").is_some_and(|mount| mount.join("memory.memsw.limit_in_bytes").exists())
+            }
+            // The root has no limits; whatever is below it shows which files there are.
+            Self::V2 { mount, .. } => std::fs::read_dir(mount)
+                .is_ok_and(|mut entries| entries.any(|e| e.is_ok_and(|e| e.path().join("memory.swap.max").exists()))),
+        }
+    }
+
     fn check(self) -> Result<Self, DetectError> {
         let needed: &[&'static str] = match self {
             Self::V1(_) => &["cpu", "cpuacct", "cpuset", "memory"],
@@ -167,6 +179,18 @@ mod tests {
             ("unified", "/sys/fs/cgroup/unified"),
         ];
         assert_eq!(mounts, expected.into_iter().map(|(c, p)| (c.to_owned(), p.into())).collect());
+    }
+
+    #[test]
+    fn swap_is_accounted_where_its_limit_is_a_file() {
+        let mount = tempfile::tempdir().unwrap();
+        let v1 = Hierarchies::V1([("memory".to_owned(), mount.path().to_owned())].into());
+        let v2 = Hierarchies::V2 { mount: mount.path().to_owned(), controllers: Vec::new() };
+        std::fs::create_dir(mount.path().join("system.slice")).unwrap();
+        assert!(!v1.accounts_swap() && !v2.accounts_swap());
+        std::fs::write(mount.path().join("memory.memsw.limit_in_bytes"), "").unwrap();
+        std::fs::write(mount.path().join("system.slice/memory.swap.max"), "").unwrap();
+        assert!(v1.accounts_swap() && v2.accounts_swap());
     }
 
     #[test]

@@ -38,6 +38,32 @@ impl CgroupName {
         }
     }
 
+    /// Reads the path of a cgroup that was made by hand; any character may be in it.
+    pub fn of_path(path: &str) -> Result<Self, InvalidCgroupName> {
+        let components: Vec<String> = path.split('/').filter(|c| !c.is_empty()).map(str::to_owned).collect();
+        match components.iter().any(|c| c == "." || c == "..") {
+            true => Err(InvalidCgroupName(path.to_owned())),
+            false => Ok(Self(components)),
+        }
+    }
+
+    /// Reads the name of a slice, such as `system.slice` or `/kube.slice/kube-reserved.slice`; the last part says it all.
+    pub fn of_slice(path: &str) -> Result<Self, InvalidCgroupName> {
+        let unit = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+        let levels = unit.strip_suffix(".slice").unwrap_or(unit);
+        let components: Vec<String> =
+            levels.split('-').filter(|c| !c.is_empty()).map(|component| component.replace('_', "-")).collect();
+        match components.iter().all(|component| is_component(component)) {
+            true => Ok(Self(components)),
+            false => Err(InvalidCgroupName(path.to_owned())),
+        }
+    }
+
+    /// Its parts, from the top.
+    pub fn components(&self) -> &[String] {
+        &self.0
+    }
+
     /// The cgroup one level below. The component must have no `/` or `_`.
     pub fn child(&self, component: &str) -> Self {
         let mut components = self.0.clone();
@@ -184,6 +210,24 @@ mod tests {
             "/machine.slice/machine-node_1.slice/machine-node_1-kubepods.slice"
         );
         assert_eq!(CgroupName::parse("/").unwrap().path(Driver::Systemd), "/");
+    }
+
+    #[test]
+    fn cgroups_that_others_made_are_found_by_their_path_or_slice() {
+        let paths = [("/system", "/system"), ("system", "/system"), ("/kube_daemons/x", "/kube_daemons/x")];
+        for (text, path) in paths {
+            assert_eq!(CgroupName::of_path(text).unwrap().path(Driver::Cgroupfs), path);
+        }
+        for (text, path) in [
+            ("system.slice", "/system.slice"),
+            ("/system.slice", "/system.slice"),
+            ("kube", "/kube.slice"),
+            ("kube-reserved.slice", "/kube.slice/kube-reserved.slice"),
+            ("/kube.slice/kube-my_daemons.slice", "/kube.slice/kube-my_daemons.slice"),
+        ] {
+            assert_eq!(CgroupName::of_slice(text).unwrap().path(Driver::Systemd), path, "{text}");
+        }
+        assert!(CgroupName::of_path("/a/../..").is_err());
     }
 
     #[test]

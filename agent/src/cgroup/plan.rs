@@ -10,11 +10,13 @@ use nodelet_proto::cri;
 
 use crate::quantity::Quantity;
 
+use super::memory_qos::{self, MemoryQos};
 use super::resources::{
-    CPU, HUGE_PAGES_PREFIX, MEMORY, Overhead, QosClass, ResourceList, all_container_requests, amount, container_limits,
+    CPU, MEMORY, Overhead, QosClass, ResourceList, all_container_requests, amount, container_limits,
     container_requests, init_and_regular, is_sidecar, pod_level, pod_limits, pod_overhead, pod_requests, qos_class,
     resource_list,
 };
+use super::{huge_pages, swap};
 
 /// Least `cpu.shares` that the kernel accepts.
 pub const MIN_SHARES: u64 = 2;
@@ -22,6 +24,8 @@ pub const MIN_SHARES: u64 = 2;
 pub const MAX_SHARES: u64 = 262_144;
 /// Default CFS period in microseconds (100 ms).
 pub const DEFAULT_PERIOD: u64 = 100_000;
+/// Process ids among amounts; no pod requests them.
+const PIDS: &str = "pid";
 /// Least CFS quota that the kernel accepts, in microseconds (1 ms).
 const MIN_QUOTA: i64 = 1_000;
 const GUARANTEED_OOM_SCORE: i64 = -997;
@@ -104,22 +108,8 @@ pub enum CgroupVersion {
     V2,
 }
 
-/// How much swap containers may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SwapBehavior {
-    /// The kernel has no swap accounting: nothing is written.
-    Unaccounted,
-    /// `memorySwap.swapBehavior: NoSwap`.
-    NoSwap,
-    /// `memorySwap.swapBehavior: LimitedSwap`: Burstable containers get a share by their memory request.
-    LimitedSwap {
-        /// Swap of the node that pods may use, in bytes.
-        available: i64,
-    },
-}
-
 /// What the values of a container depend on besides its pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ContainerFacts {
     /// Memory of the node in bytes; the base of OOM scores.
     pub memory_capacity: i64,
@@ -128,7 +118,9 @@ pub struct ContainerFacts {
     /// Whether CPU limits are enforced.
     pub cfs_quota: CfsQuota,
     /// How much swap containers may use.
-    pub swap: SwapBehavior,
+    pub swap: swap::SwapBehavior,
+    /// Protection and throttling of memory.
+    pub memory_qos: MemoryQos,
     /// Huge page sizes of the kernel in bytes.
     pub huge_page_sizes: Vec<i64>,
     /// `singleProcessOOMKill`: `false` makes the kernel kill a whole container (v2 only).
@@ -178,8 +170,8 @@ pub fn kubepods_values(allocatable: &ResourceList) -> Values {
     Values {
         cpu_shares: allocatable.get(CPU).map(|cpu| milli_cpu_to_shares(cpu.milli_value())),
         memory: allocatable.get(MEMORY).map(|memory| memory.value()),
-        pids: allocatable.get("pid").map(|pids| pids.value()),
-        huge_pages: huge_page_limits(allocatable),
+        pids: allocatable.get(PIDS).map(|pids| pids.value()),
+        huge_pages: huge_pages::limits(allocatable),
         ..Values::default()
     }
 }
@@ -202,7 +194,7 @@ pub fn qos_values(class: QosClass, requested_milli: i64, huge_page_sizes: &[i64]
 pub fn pod_values(pod: &Pod, cfs_quota: CfsQuota, pids_limit: Option<i64>) -> Values {
     let requests = pod_requests(pod, Overhead::Included);
     let limits = pod_limits(pod, Overhead::Included);
-    let mut values = Values { pids: pids_limit, huge_pages: huge_page_limits(&requests), ..Values::default() };
+    let mut values = Values { pids: pids_limit, huge_pages: huge_pages::limits(&requests), ..Values::default() };
     let class = qos_class(pod);
     if class == QosClass::BestEffort {
         values.cpu_shares = Some(MIN_SHARES);
@@ -224,16 +216,40 @@ pub fn pod_values(pod: &Pod, cfs_quota: CfsQuota, pids_limit: Option<i64>) -> Va
     values
 }
 
+/// Values of a cgroup of daemons that is held to what is reserved for them; of CPU only, where memory and process ids
+/// would have to be taken away from what runs (`*-compressible`).
+pub fn reserved_values(amounts: &ResourceList, is_cpu_only: bool, qos: MemoryQos) -> Values {
+    let cpu_shares = amounts.get(CPU).map(|cpu| milli_cpu_to_shares(cpu.milli_value()));
+    if is_cpu_only {
+        return Values { cpu_shares, ..Values::default() };
+    }
+    let memory = amounts.get(MEMORY).map(|memory| memory.value());
+    let pids = amounts.get(PIDS).map(|pids| pids.value());
+    Values { cpu_shares, memory, pids, unified: memory_qos::of_reserved(memory, qos), ..Values::default() }
+}
+
 /// The memory limit of the pod as a whole in bytes; `None` if one of its containers has none.
 pub fn pod_memory_limit(pod: &Pod) -> Option<i64> {
     pod_values(pod, CfsQuota::Off, None).memory.filter(|limit| *limit > 0)
 }
 
-/// CPU that a pod adds to the shares of the Burstable class, in thousandths; 0 for pods of other classes.
-pub fn burstable_milli_cpu(pod: &Pod) -> i64 {
-    match qos_class(pod) {
-        QosClass::Burstable => amount(&pod_requests(pod, Overhead::Included), CPU).milli_value(),
-        QosClass::Guaranteed | QosClass::BestEffort => 0,
+/// What a pod adds to the values of its class and of all pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Its class.
+    pub class: QosClass,
+    /// CPU in thousandths.
+    pub milli_cpu: i64,
+    /// Memory in bytes.
+    pub memory: i64,
+}
+
+impl Request {
+    /// What a pod requests as a whole.
+    pub fn of(pod: &Pod) -> Self {
+        let requests = pod_requests(pod, Overhead::Included);
+        let (cpu, memory) = (amount(&requests, CPU), amount(&requests, MEMORY));
+        Self { class: qos_class(pod), milli_cpu: cpu.milli_value(), memory: memory.value() }
     }
 }
 
@@ -249,12 +265,10 @@ pub fn container_resources(pod: &Pod, container: &Container, facts: &ContainerFa
     let cpu_request = requests.get(CPU).copied().unwrap_or_else(|| limit(CPU));
     let mut resources = linux_resources(cpu_request, limit(CPU), limit(MEMORY), facts);
     resources.oom_score_adj = oom_score_adj(pod, container, facts.memory_capacity);
-    resources.hugepage_limits = container_huge_pages(&pod_limits, &limits, &facts.huge_page_sizes);
-    set_swap(&mut resources, pod, container, facts);
+    resources.hugepage_limits = huge_pages::of_container(&pod_limits, &limits, &facts.huge_page_sizes);
+    swap::set(&mut resources, pod, container, facts);
     if facts.version == CgroupVersion::V2 {
-        // Protection that an earlier configuration (MemoryQoS) left behind is taken back on restart and resize.
-        resources.unified.insert("memory.min".to_owned(), "0".to_owned());
-        resources.unified.insert("memory.low".to_owned(), "0".to_owned());
+        resources.unified.extend(memory_qos::of_container(pod, container, facts.memory_qos));
     }
     resources
 }
@@ -344,7 +358,8 @@ fn is_node_critical(pod: &Pod) -> bool {
     is_critical(pod) && pod.spec.as_ref().and_then(|s| s.priority_class_name.as_deref()) == Some("system-node-critical")
 }
 
-fn is_critical(pod: &Pod) -> bool {
+/// Whether the node comes before all else with this pod: static, a mirror of one, or of a critical priority.
+pub fn is_critical(pod: &Pod) -> bool {
     let annotations = pod.metadata.annotations.as_ref();
     let source = annotations.and_then(|a| a.get("kubernetes.io/config.source")).map(String::as_str);
     let is_mirror = annotations.is_some_and(|a| a.contains_key("kubernetes.io/config.mirror"));
@@ -359,72 +374,5 @@ fn is_limited(pod: &Pod, name: &str) -> bool {
     !amount(&own, name).is_zero() || init_and_regular(pod).all(|c| !amount(&container_limits(c), name).is_zero())
 }
 
-fn set_swap(resources: &mut cri::LinuxContainerResources, pod: &Pod, container: &Container, facts: &ContainerFacts) {
-    let limit = match (facts.swap, facts.version) {
-        (SwapBehavior::Unaccounted, _) => return,
-        (_, CgroupVersion::V1) => {
-            // v1 counts memory and swap together: the same limit leaves no swap.
-            resources.memory_swap_limit_in_bytes = resources.memory_limit_in_bytes;
-            return;
-        }
-        (SwapBehavior::NoSwap, CgroupVersion::V2) => 0,
-        (SwapBehavior::LimitedSwap { available }, CgroupVersion::V2) => {
-            swap_limit(pod, container, facts.memory_capacity, available)
-        }
-    };
-    resources.unified.insert("memory.swap.max".to_owned(), limit.to_string());
-}
-
-/// Whether a container swaps where that is limited: in a Burstable pod that is not critical, with a memory request or limit,
-/// that are not the same.
-pub fn may_swap(pod: &Pod, container: &Container) -> bool {
-    let request = amount(&container_requests(container), MEMORY);
-    let limit = amount(&container_limits(container), MEMORY);
-    qos_class(pod) == QosClass::Burstable && !is_critical(pod) && request != limit
-}
-
-/// The container's share of swap: its part of the node's memory, for Burstable containers that may exceed a request.
-fn swap_limit(pod: &Pod, container: &Container, memory_capacity: i64, available: i64) -> i64 {
-    let request = amount(&container_requests(container), MEMORY);
-    if !may_swap(pod, container) || memory_capacity <= 0 {
-        return 0;
-    }
-    let share = i128::from(request.value()) * i128::from(available) / i128::from(memory_capacity);
-    i64::try_from(share).unwrap_or(i64::MAX)
-}
-
-/// Limits by page size; sizes that the container does not name are 0, because huge pages are never overcommitted.
-fn container_huge_pages(pod_limits: &ResourceList, limits: &ResourceList, sizes: &[i64]) -> Vec<cri::HugepageLimit> {
-    let (pod_limits, limits) = (huge_page_limits(pod_limits), huge_page_limits(limits));
-    let limit = |size: &i64| limits.get(size).or_else(|| pod_limits.get(size)).copied().unwrap_or(0);
-    sizes
-        .iter()
-        .map(|size| cri::HugepageLimit {
-            page_size: page_size_name(*size),
-            limit: u64::try_from(limit(size)).unwrap_or(0),
-        })
-        .collect()
-}
-
-/// A page size as cgroup files and the CRI name it: `2MB`, `1GB`, `64KB`.
-pub fn page_size_name(bytes: i64) -> String {
-    match bytes {
-        b if b >= 1 << 30 => format!("{}GB", b >> 30),
-        b if b >= 1 << 20 => format!("{}MB", b >> 20),
-        b => format!("{}KB", b >> 10),
-    }
-}
-
-fn huge_page_limits(list: &ResourceList) -> BTreeMap<i64, i64> {
-    let mut limits = BTreeMap::new();
-    for (name, quantity) in list {
-        let size = name.strip_prefix(HUGE_PAGES_PREFIX).and_then(|size| Quantity::parse(size).ok());
-        if let Some(size) = size {
-            *limits.entry(size.value()).or_insert(0) += quantity.value();
-        }
-    }
-    limits
-}
-
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

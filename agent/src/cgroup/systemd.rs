@@ -124,7 +124,22 @@ fn value_properties(values: &Values, version: CgroupVersion) -> Properties {
         }
         properties.push(("CPUQuotaPerSecUSec", Property::Number(quota_per_second(quota, period))));
     }
+    if version == CgroupVersion::V2 {
+        properties.extend(values.unified.iter().filter_map(|(file, value)| unified_property(file, value)));
+    }
     properties
+}
+
+/// Files of cgroup v2 that systemd keeps as properties; others are only written.
+fn unified_property(file: &str, value: &str) -> Option<(&'static str, Property)> {
+    let name = match file {
+        "memory.min" => "MemoryMin",
+        "memory.low" => "MemoryLow",
+        "memory.high" => "MemoryHigh",
+        _ => return None,
+    };
+    let number = if value == "max" { u64::MAX } else { value.parse().ok()? };
+    Some((name, Property::Number(number)))
 }
 
 /// Microseconds of CPU per second. systemd keeps whole percents, so it is rounded up to 10 ms; the exact value is
@@ -163,6 +178,14 @@ mod tests {
             value_properties(&values, CgroupVersion::V2)[..2],
             [("CPUWeight", number(20)), ("MemoryMax", number(1 << 20))]
         );
+        let files = [("memory.low", "7"), ("memory.high", "max"), ("memory.oom.group", "1")];
+        let protected = Values {
+            unified: files.map(|(file, value)| (file.to_owned(), value.to_owned())).into(),
+            ..Values::default()
+        };
+        let expected = [("MemoryHigh", number(u64::MAX)), ("MemoryLow", number(7))];
+        assert_eq!(value_properties(&protected, CgroupVersion::V2), expected);
+        assert_eq!(value_properties(&protected, CgroupVersion::V1), []);
         let unlimited = Values { cpu_quota: Some(-1), cpu_period: Some(50_000), ..Values::default() };
         assert_eq!(
             value_properties(&unlimited, CgroupVersion::V2),

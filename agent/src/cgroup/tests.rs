@@ -23,10 +23,12 @@ impl OwnRoot {
             allocatable: [
                 ("cpu".to_owned(), Quantity::from_millis(1500)),
                 ("memory".to_owned(), Quantity::from_units(1 << 30, Format::BinarySi)),
+                ("pid".to_owned(), Quantity::from_units(500, Format::DecimalSi)),
             ]
             .into(),
             memory_capacity: 4 << 30,
             swap: SwapBehavior::Unaccounted,
+            memory_qos: MemoryQos::On { is_tiered: false, throttling: None },
             single_process_oom_kill: true,
         };
         let cgroups = Cgroups::new(settings).expect("the test machine has cgroups");
@@ -67,6 +69,7 @@ async fn pods_appear_in_every_hierarchy_with_their_values() {
     let cgroups = &root.cgroups;
     cgroups.ensure_roots().await.unwrap();
     cgroups.ensure_roots().await.expect("twice is once");
+    cgroups.enforce_pods().await.unwrap();
     let pod = make_pod("11-aa", json!({"cpu": "250m"}));
     cgroups.ensure_pod(&pod).await.unwrap();
     cgroups.ensure_pod(&pod).await.expect("twice is once");
@@ -92,6 +95,45 @@ async fn pods_appear_in_every_hierarchy_with_their_values() {
         }
     }
     assert_eq!(root.value(&name, "pids.max"), "64");
+    assert_eq!(root.value(tree.kubepods(), "pids.max"), "500");
+}
+
+/// `systemReservedCgroup` with everything reserved, or CPU alone.
+fn reserved(root: &OwnRoot, is_cpu_only: bool) -> Reserved {
+    let amounts = [("cpu", "250m"), ("memory", "64Mi"), ("pid", "99")];
+    Reserved {
+        daemons: Daemons::System,
+        cgroup: format!("{}/system_daemons", root.cgroups.inner.settings.cgroup_root),
+        amounts: amounts.map(|(name, text)| (name.to_owned(), Quantity::parse(text).unwrap())).into(),
+        is_cpu_only,
+    }
+}
+
+#[tokio::test]
+async fn daemons_are_held_to_what_is_reserved_and_their_cgroup_has_to_be_there() {
+    let root = OwnRoot::new("reserved");
+    let cgroups = &root.cgroups;
+    let error = cgroups.enforce_reserved(&reserved(&root, false)).await.unwrap_err().to_string();
+    assert!(error.contains("system_daemons\" has some missing paths: /sys/fs/cgroup/"), "{error}");
+    let name = CgroupName::of_path(&reserved(&root, false).cgroup).unwrap();
+    cgroups.inner.create(&name).unwrap();
+    let value = |v1: &str, v2: &str| match cgroups.version() {
+        CgroupVersion::V1 => root.value(&name, v1),
+        CgroupVersion::V2 => root.value(&name, v2),
+    };
+    let weight = |shares: u64| match cgroups.version() {
+        CgroupVersion::V1 => shares.to_string(),
+        CgroupVersion::V2 => plan::shares_to_weight(shares).to_string(),
+    };
+    cgroups.enforce_reserved(&reserved(&root, true)).await.unwrap();
+    assert_eq!(value("cpu.shares", "cpu.weight"), weight(256));
+    assert_eq!(value("pids.max", "pids.max"), "max");
+    cgroups.enforce_reserved(&reserved(&root, false)).await.unwrap();
+    assert_eq!(value("memory.limit_in_bytes", "memory.max"), (64 << 20).to_string());
+    assert_eq!(value("pids.max", "pids.max"), "99");
+    let nothing = Reserved { amounts: ResourceList::new(), ..reserved(&root, false) };
+    let error = cgroups.enforce_reserved(&nothing).await.unwrap_err().to_string();
+    assert!(error.contains("nothing is reserved for it"), "{error}");
 }
 
 #[tokio::test]

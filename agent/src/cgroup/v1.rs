@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::files::{self, FileError};
-use super::plan::{PodCgroup, Values, page_size_name};
+use super::huge_pages::page_size_name;
+use super::plan::{PodCgroup, Values};
 
 /// `memory.limit_in_bytes` without a limit: the largest number of bytes in whole pages of up to 64 KiB.
 const NO_MEMORY_LIMIT: i64 = i64::MAX - 0xffff;
@@ -26,6 +27,15 @@ impl V1 {
         directories.sort();
         directories.dedup();
         directories
+    }
+
+    /// The directories that a cgroup of somebody else's lacks, of the hierarchies that values are written to or that count
+    /// its processes.
+    pub(super) fn missing(&self, path: &str) -> Vec<String> {
+        const NEEDED: [&str; 7] = ["cpu", "cpuacct", "cpuset", "memory", "name=systemd", "pids", "hugetlb"];
+        let needed = self.mounts.iter().filter(|(controller, _)| NEEDED.contains(&controller.as_str()));
+        let directories = needed.map(|(_, mount)| join(mount, path)).filter(|directory| !directory.is_dir());
+        directories.map(|directory| directory.display().to_string()).collect()
     }
 
     /// Creates a cgroup and its parents in every hierarchy.
@@ -83,6 +93,9 @@ impl V1 {
             for (size, limit) in &values.huge_pages {
                 let file = format!("hugetlb.{}.limit_in_bytes", page_size_name(*size));
                 files::write_if_there(&hugetlb, &file, &limit.to_string())?;
+                // Pages that are reserved by mmap and not touched yet; since Linux 5.7.
+                let file = format!("hugetlb.{}.rsvd.limit_in_bytes", page_size_name(*size));
+                files::write_if_there(&hugetlb, &file, &limit.to_string())?;
             }
         }
         Ok(())
@@ -119,4 +132,50 @@ fn inherit(parent: &Path, child: &Path, file: &str) -> Result<(), FileError> {
 
 fn join(mount: &Path, path: &str) -> PathBuf {
     mount.join(path.trim_start_matches('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_of_others_must_be_in_the_hierarchies_that_matter() {
+        let mount = tempfile::tempdir().unwrap();
+        let of = |controller: &str| mount.path().join(controller);
+        let controllers = ["cpu", "memory", "pids", "blkio", "unified"];
+        let v1 = V1::new(controllers.map(|controller| (controller.to_owned(), of(controller))).into());
+        std::fs::create_dir_all(of("cpu").join("system")).unwrap();
+        std::fs::create_dir_all(of("memory").join("system")).unwrap();
+        assert_eq!(v1.missing("/system"), [of("pids").join("system").display().to_string()]);
+        std::fs::create_dir_all(of("pids").join("system")).unwrap();
+        assert_eq!(v1.missing("/system"), [""; 0], "blkio holds nothing of ours");
+    }
+
+    #[test]
+    fn each_value_goes_to_the_file_of_its_controller() {
+        let mount = tempfile::tempdir().unwrap();
+        let files = [
+            ("cpu", "cpu.shares"),
+            ("memory", "memory.limit_in_bytes"),
+            ("pids", "pids.max"),
+            ("hugetlb", "hugetlb.2MB.limit_in_bytes"),
+            ("hugetlb", "hugetlb.2MB.rsvd.limit_in_bytes"),
+        ];
+        for (controller, file) in files {
+            let directory = mount.path().join(controller).join("kubepods");
+            std::fs::create_dir_all(&directory).unwrap();
+            std::fs::write(directory.join(file), "").unwrap();
+        }
+        let mounts = files.map(|(controller, _)| (controller.to_owned(), mount.path().join(controller)));
+        let values = Values {
+            cpu_shares: Some(512),
+            memory: Some(1 << 30),
+            pids: Some(64),
+            huge_pages: [(2 << 20, 4 << 20), (1 << 30, 0)].into(),
+            ..Values::default()
+        };
+        V1::new(mounts.into()).apply("/kubepods", &values).unwrap();
+        let read = |(controller, file)| files::read(&mount.path().join(controller).join("kubepods"), file).unwrap();
+        assert_eq!(files.map(read), ["512", "1073741824", "64", "4194304", "4194304"]);
+    }
 }

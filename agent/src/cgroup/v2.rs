@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::files::{self, FileError};
-use super::plan::{PodCgroup, Values, page_size_name, shares_to_weight, weight_to_shares};
+use super::huge_pages::page_size_name;
+use super::plan::{PodCgroup, Values, shares_to_weight, weight_to_shares};
 
 /// Controllers that pods need; others of the root are left to their owners.
 const WANTED: [&str; 7] = ["cpu", "cpuset", "io", "memory", "hugetlb", "pids", "rdma"];
@@ -23,6 +24,18 @@ impl V2 {
     /// The directory of a cgroup.
     pub(super) fn directory(&self, path: &str) -> PathBuf {
         self.mount.join(path.trim_start_matches('/'))
+    }
+
+    /// What a cgroup of somebody else's lacks: its directory, or controllers that values are written to.
+    pub(super) fn missing(&self, path: &str) -> Vec<String> {
+        const NEEDED: [&str; 5] = ["cpu", "cpuset", "memory", "hugetlb", "pids"];
+        let directory = self.directory(path);
+        let Ok(enabled) = files::read(&directory, "cgroup.controllers") else {
+            return vec![directory.display().to_string()];
+        };
+        let needed = self.controllers.iter().filter(|controller| NEEDED.contains(&controller.as_str()));
+        let missing = needed.filter(|controller| !enabled.split_whitespace().any(|e| e == *controller));
+        missing.map(|controller| format!("controller {controller} of {}", directory.display())).collect()
     }
 
     /// Creates a cgroup and its parents, each with the controllers enabled for what is below it.
@@ -84,6 +97,9 @@ impl V2 {
         for (size, limit) in &values.huge_pages {
             let file = format!("hugetlb.{}.max", page_size_name(*size));
             files::write_if_there(&directory, &file, &limit.to_string())?;
+            // Pages that are reserved by mmap and not touched yet; since Linux 5.7.
+            let file = format!("hugetlb.{}.rsvd.max", page_size_name(*size));
+            files::write_if_there(&directory, &file, &limit.to_string())?;
         }
         for (file, value) in &values.unified {
             files::write_if_there(&directory, file, value)?;
@@ -135,6 +151,18 @@ mod tests {
         assert_eq!(read("cpu.max"), "50000 100000");
         assert_eq!(read("memory.max"), "1048576");
         assert_eq!(read("pids.max"), "64");
+    }
+
+    #[test]
+    fn a_cgroup_of_others_must_have_the_controllers() {
+        let (mount, v2) = fake(&["cpu", "memory", "io"]);
+        let system = mount.path().join("system.slice");
+        assert_eq!(v2.missing("/system.slice"), [system.display().to_string()]);
+        std::fs::create_dir_all(&system).unwrap();
+        std::fs::write(system.join("cgroup.controllers"), "memory io\n").unwrap();
+        assert_eq!(v2.missing("/system.slice"), [format!("controller cpu of {}", system.display())]);
+        std::fs::write(system.join("cgroup.controllers"), "cpu memory\n").unwrap();
+        assert_eq!(v2.missing("/system.slice"), [""; 0]);
     }
 
     #[test]

@@ -187,6 +187,11 @@ impl Fields {
         self.convert(findings, name, &allowed, |v| v.as_i64().filter(|n| (min..=max).contains(n)))
     }
 
+    /// A number that may have a fraction.
+    pub fn number(&mut self, findings: &mut Findings, name: &str) -> Option<f64> {
+        self.convert(findings, name, "a number", Value::as_f64)
+    }
+
     /// A number from 0 that counts something; 0 stands for the default.
     pub fn count(&mut self, findings: &mut Findings, name: &str) -> Option<i64> {
         self.integer(findings, name, 0, i64::from(i32::MAX)).filter(|n| *n != 0)

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::fields::{Fields, Findings, Unread};
 use crate::pod::images::records::Policy;
-use crate::quantity::Quantity;
 
+pub mod resources;
 pub(super) mod sections;
 
 use sections::eviction;
@@ -94,8 +94,17 @@ pub struct Kubelet {
     pub taints: Vec<Taint>,
     /// `spec.providerID`.
     pub provider_id: String,
-    /// What is kept from pods, by resource.
-    pub reserved: Vec<(String, Quantity)>,
+    /// What is kept from pods.
+    pub reserved: resources::Reserved,
+    /// `memorySwap.swapBehavior`.
+    pub swap: resources::Swap,
+    /// Protection and throttling of memory.
+    pub memory_qos: resources::MemoryQos,
+    /// Whether the kernel kills one process of a container that is out of memory, not all; `None` leaves it to the version
+    /// of cgroups.
+    pub single_process_oom_kill: Option<bool>,
+    /// The agent's own OOM score.
+    pub oom_score_adj: i64,
     /// Hard eviction thresholds by signal, as written.
     pub eviction_hard: Vec<(String, String)>,
     /// Whether client certificates are renewed.
@@ -104,10 +113,10 @@ pub struct Kubelet {
     pub seccomp_default: bool,
     /// Largest crash back-off.
     pub max_crash_backoff: Duration,
-    /// Whether swap on the node is an error.
-    pub fail_swap_on: bool,
-    /// Whether cgroup v1 is an error.
-    pub fail_cgroup_v1: bool,
+    /// Whether swap on the node is an error; `None` where nothing is said.
+    pub fail_swap_on: Option<bool>,
+    /// Whether cgroup v1 is an error; `None` where nothing is said.
+    pub fail_cgroup_v1: Option<bool>,
     /// Most images in the node status.
     pub status_max_images: i64,
     /// Events per second to the API server, and burst; 0 for no limit.
@@ -264,7 +273,7 @@ pub struct Logging {
 }
 
 /// Fields that exist and are not read, each with the value that asks for nothing: kubelet's default.
-const UNREAD: [Unread; 50] = [
+const UNREAD: [Unread; 44] = [
     ("syncFrequency", "1m0s"),
     ("fileCheckFrequency", "20s"),
     ("httpCheckFrequency", "20s"),
@@ -272,12 +281,10 @@ const UNREAD: [Unread; 50] = [
     ("staticPodURLHeader", ""),
     ("tlsCurvePreferences", ""),
     ("enableContentionProfiling", "false"),
-    ("oomScoreAdj", "-999"),
     ("volumeStatsAggPeriod", "1m0s"),
     ("kubeletCgroups", ""),
     ("systemCgroups", ""),
     ("cpuManagerPolicy", "none"),
-    ("singleProcessOOMKill", "false"),
     ("cpuManagerPolicyOptions", ""),
     ("cpuManagerReconcilePeriod", "10s"),
     ("memoryManagerPolicy", "None"),
@@ -300,8 +307,6 @@ const UNREAD: [Unread; 50] = [
     ("makeIPTablesUtilChains", "true"),
     ("iptablesMasqueradeBit", "14"),
     ("iptablesDropBit", "15"),
-    ("memorySwap", ""),
-    ("reservedSystemCPUs", ""),
     ("showHiddenMetricsForVersion", ""),
     ("defaultPodSysctls", ""),
     ("volumePluginDir", "/usr/libexec/kubernetes/kubelet-plugins/volume/exec/"),
@@ -311,8 +316,6 @@ const UNREAD: [Unread; 50] = [
     ("reservedMemory", ""),
     ("enableProfilingHandler", "true"),
     ("enableDebugFlagsHandler", "true"),
-    ("memoryThrottlingFactor", "0.9"),
-    ("memoryReservationPolicy", "None"),
     ("tracing", ""),
     ("localStorageCapacityIsolation", "true"),
 ];
@@ -331,6 +334,7 @@ pub fn read(mut fields: Fields, f: &mut Findings) -> Kubelet {
     let max_crash =
         crash.duration_in(f, "maxContainerRestartPeriod", Duration::from_secs(1), longest).unwrap_or(longest);
     crash.finish(f, &[]);
+    let feature_gates = all.switches(f, "featureGates").unwrap_or_default();
     let kubelet = Kubelet {
         static_pod_path: all.filled(f, "staticPodPath").map(PathBuf::from),
         pod_logs_dir: all.filled(f, "podLogsDir").unwrap_or_else(|| "/var/log/pods".into()).into(),
@@ -366,13 +370,17 @@ pub fn read(mut fields: Fields, f: &mut Findings) -> Kubelet {
         register_node: all.boolean(f, "registerNode").unwrap_or(true),
         taints: taints(all, f),
         provider_id: all.string(f, "providerID").unwrap_or_default(),
-        reserved: reserved(all, f),
+        reserved: resources::reserved(all, f),
+        swap: resources::swap(all, f),
+        memory_qos: resources::memory_qos(all, f, &feature_gates),
+        single_process_oom_kill: all.boolean(f, "singleProcessOOMKill"),
+        oom_score_adj: all.integer(f, "oomScoreAdj", -1000, 1000).unwrap_or(-999),
         eviction_hard: eviction(all, f),
         rotate_certificates: all.boolean(f, "rotateCertificates").unwrap_or(false),
         seccomp_default: all.boolean(f, "seccompDefault").unwrap_or(false),
         max_crash_backoff: max_crash,
-        fail_swap_on: all.boolean(f, "failSwapOn").unwrap_or(true),
-        fail_cgroup_v1: all.boolean(f, "failCgroupV1").unwrap_or(true),
+        fail_swap_on: all.boolean(f, "failSwapOn"),
+        fail_cgroup_v1: all.boolean(f, "failCgroupV1"),
         status_max_images: all.integer(f, "nodeStatusMaxImages", -1, i64::MAX).unwrap_or(50),
         event_qps: qps(all, f, "eventRecordQPS", "eventBurst", (50, 100)),
         api_qps: qps(all, f, "kubeAPIQPS", "kubeAPIBurst", (50, 100)),
@@ -388,12 +396,13 @@ pub fn read(mut fields: Fields, f: &mut Findings) -> Kubelet {
             Some("Get") => ChangeDetection::Get,
             _ => ChangeDetection::Watch,
         },
-        feature_gates: all.switches(f, "featureGates").unwrap_or_default(),
+        feature_gates,
         server: sections::server(all, f),
         shutdown_grace: sections::shutdown(all, f),
         logging: sections::logging(all, f),
     };
     sections::cross_check(&kubelet, &fields, f);
+    resources::cross_check(&kubelet, &fields, f);
     fields.finish(f, &UNREAD);
     kubelet
 }
@@ -475,15 +484,4 @@ pub fn check_taint(taint: &Taint) -> Result<(), String> {
             taint.key
         )),
     }
-}
-
-fn reserved(all: &mut Fields, f: &mut Findings) -> Vec<(String, Quantity)> {
-    let mut sum: Vec<(String, Quantity)> = all.quantities(f, "kubeReserved").unwrap_or_default();
-    for (name, quantity) in all.quantities(f, "systemReserved").unwrap_or_default() {
-        match sum.iter_mut().find(|(n, _)| *n == name) {
-            Some((_, total)) => *total = total.plus(quantity),
-            None => sum.push((name, quantity)),
-        }
-    }
-    sum
 }

@@ -111,8 +111,8 @@ fn flags_win_over_files_and_those_without_an_effect_warn() {
     flags.cloud_provider = Some("external".into());
     let (config, warnings) = load(&flags).unwrap();
     let kubelet = &config.kubelet;
-    assert_eq!((kubelet.max_pods, kubelet.cluster_dns.len(), kubelet.fail_swap_on), (20, 2, false));
-    let reserved: Vec<String> = kubelet.reserved.iter().map(|(n, q)| format!("{n}={q}")).collect();
+    assert_eq!((kubelet.max_pods, kubelet.cluster_dns.len(), kubelet.fail_swap_on), (20, 2, Some(false)));
+    let reserved: Vec<String> = kubelet.reserved.total().iter().map(|(n, q)| format!("{n}={q}")).collect();
     assert_eq!(reserved, ["cpu=1", "memory=1Gi"]);
     assert_eq!(kubelet.eviction_hard.len(), 2);
     assert_eq!(kubelet.taints[0].key, "node.cloudprovider.kubernetes.io/uninitialized");
@@ -216,7 +216,7 @@ fn drop_ins_merge_maps_and_replace_lists_in_the_order_of_their_names() {
     let (config, _) = load(&flags).unwrap();
     assert_eq!(config.kubelet.max_pods, 20);
     assert_eq!(config.kubelet.cluster_dns, ["10.0.0.2".parse::<IpAddr>().unwrap()]);
-    let names: Vec<&str> = config.kubelet.reserved.iter().map(|(name, _)| name.as_str()).collect();
+    let names: Vec<String> = config.kubelet.reserved.total().into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["cpu", "memory"]);
 }
 

@@ -27,6 +27,10 @@ pub struct MachineFacts {
     pub memory: u64,
     /// Bytes; 0 without swap.
     pub swap: u64,
+    /// Most tasks that the kernel lets exist; `None` if it cannot be told.
+    pub max_pids: Option<u64>,
+    /// Whether a swap device or file is in use.
+    pub is_swap_on: bool,
     /// Number of pages by page size in bytes.
     pub hugepages: BTreeMap<u64, u64>,
     /// Size of the file system of the kubelet directory in bytes; `None` if it cannot be told.
@@ -58,6 +62,9 @@ fn read_files(root: &Path) -> MachineFacts {
         cpus: count_cpus(&text(root, "sys/devices/system/cpu/online")).unwrap_or(1),
         memory: meminfo_bytes(&meminfo, "MemTotal:"),
         swap: meminfo_bytes(&meminfo, "SwapTotal:"),
+        max_pids: max_pids(root),
+        // The first line is a heading.
+        is_swap_on: text(root, "proc/swaps").trim().lines().count() > 1,
         hugepages: hugepages(root),
         ..MachineFacts::default()
     }
@@ -83,7 +90,6 @@ fn os_image(root: &Path) -> String {
     "Unknown".to_owned()
 }
 
-/// Counts a kernel CPU list such as `0-3,8`.
 /// How many a list such as `0-3,8` names.
 pub fn count_cpus(list: &str) -> Option<u32> {
     let mut count = 0;
@@ -97,6 +103,12 @@ pub fn count_cpus(list: &str) -> Option<u32> {
 fn meminfo_bytes(meminfo: &str, name: &str) -> u64 {
     let line = meminfo.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
     line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+/// The smaller of the two limits on all tasks of the system.
+fn max_pids(root: &Path) -> Option<u64> {
+    let limits = ["proc/sys/kernel/pid_max", "proc/sys/kernel/threads-max"];
+    limits.iter().filter_map(|path| text(root, path).trim().parse().ok()).min()
 }
 
 fn hugepages(root: &Path) -> BTreeMap<u64, u64> {
@@ -141,11 +153,15 @@ mod tests {
         write("etc/machine-id", "abc\n");
         write("etc/os-release", "NAME=x\nPRETTY_NAME=\"Some Linux 1\"\n");
         write("proc/meminfo", "MemTotal:        2048 kB\nSwapTotal:        10 kB\n");
+        write("proc/swaps", "Filename Type Size Used Priority\n/dev/sda2 partition 10 0 -2\n");
+        write("proc/sys/kernel/pid_max", "32768\n");
+        write("proc/sys/kernel/threads-max", "9000\n");
         write("sys/devices/system/cpu/online", "0-3,8\n");
         write("sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "5\n");
         let facts = read_files(dir.path());
         assert_eq!((facts.machine_id.as_str(), facts.system_uuid.as_str()), ("abc", "abc"));
         assert_eq!((facts.memory, facts.swap, facts.cpus), (2 << 20, 10 << 10, 5));
+        assert_eq!((facts.max_pids, facts.is_swap_on), (Some(9000), true));
         assert_eq!(facts.os_image, "Some Linux 1");
         assert_eq!(facts.hugepages, BTreeMap::from([(2 << 20, 5)]));
     }

@@ -69,7 +69,7 @@ impl NodeSettings {
             port: kubelet.port,
             max_pods: kubelet.max_pods,
             pods_per_core: kubelet.pods_per_core,
-            reserved: kubelet.reserved.clone(),
+            reserved: kubelet.reserved.total(),
             eviction_hard: kubelet.eviction_hard.clone(),
             max_images: kubelet.status_max_images,
             status_update: kubelet.status_update,

@@ -1,8 +1,7 @@
 //! The node status: facts, health and settings become what the API server is told. Pure.
 //!
 //! Conditions have kubelet's types, reasons and messages; Ready is last, because old controllers stop reading there
-//! (kubernetes#16961). Capacity is what the machine has; allocatable is that less what is reserved, less the hard
-//! eviction threshold, and memory also less huge pages. `kubeProxyVersion` stays empty (KEP-4004).
+//! (kubernetes#16961). Amounts are those of [`capacity`]. `kubeProxyVersion` stays empty (KEP-4004).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,9 +13,9 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::capacity::{self, Resources};
 use super::facts::MachineFacts;
 use super::{NodeExtras, NodeSettings, RuntimeHealth};
-use crate::quantity::{Format, Quantity};
 
 /// What pods may ask for beyond what every kubelet of the last releases can do; the scheduler places them by it (KEP-5328).
 const DECLARED: [&str; 1] = ["RestartAllContainersOnContainerExits"];
@@ -46,8 +45,7 @@ pub struct Inputs<'a> {
 
 /// Builds the status.
 pub fn build(inputs: &Inputs<'_>) -> NodeStatus {
-    let capacity = capacity(inputs);
-    let allocatable = allocatable(inputs, &capacity);
+    let (capacity, allocatable) = amounts(inputs);
     NodeStatus {
         addresses: addresses(inputs),
         conditions: Some(conditions(inputs, &capacity)),
@@ -73,96 +71,15 @@ pub fn build(inputs: &Inputs<'_>) -> NodeStatus {
     }
 }
 
-/// Resources by name; the values are exact.
-pub type Resources = BTreeMap<String, Quantity>;
-
-fn bytes(amount: u64) -> Quantity {
-    Quantity::from_units(i64::try_from(amount).unwrap_or(i64::MAX), Format::BinarySi)
-}
-
-fn capacity(inputs: &Inputs<'_>) -> Resources {
-    let (facts, settings) = (inputs.facts, inputs.settings);
-    let pods = match settings.pods_per_core {
-        0 => settings.max_pods,
-        per_core => settings.max_pods.min(per_core.saturating_mul(i64::from(facts.cpus))),
-    };
-    let mut capacity = Resources::from([
-        ("cpu".to_owned(), Quantity::from_millis(i64::from(facts.cpus) * 1000)),
-        ("memory".to_owned(), bytes(facts.memory)),
-        ("pods".to_owned(), Quantity::from_units(pods, Format::DecimalSi)),
-    ]);
-    if let Some(disk) = facts.disk {
-        capacity.insert("ephemeral-storage".to_owned(), bytes(disk));
-    }
-    for (size, count) in &facts.hugepages {
-        capacity.insert(format!("hugepages-{}", bytes(*size)), bytes(size * count));
-    }
-    for (name, (total, _)) in &inputs.extras.devices {
+/// Capacity and allocatable, with what devices other modules found.
+fn amounts(inputs: &Inputs<'_>) -> (Resources, Resources) {
+    let mut capacity = capacity::capacity(inputs.settings, inputs.facts);
+    let mut allocatable = capacity::allocatable(inputs.settings, &capacity);
+    for (name, (total, free)) in &inputs.extras.devices {
         capacity.insert(name.clone(), *total);
-    }
-    capacity
-}
-
-fn allocatable(inputs: &Inputs<'_>, capacity: &Resources) -> Resources {
-    let mut allocatable = Resources::new();
-    for (name, total) in capacity {
-        let mut left = *total;
-        for (_, reserved) in inputs.settings.reserved.iter().filter(|(resource, _)| resource == name) {
-            left = left.minus(*reserved);
-        }
-        if let Some(threshold) = eviction_reservation(inputs.settings, name, *total) {
-            left = left.minus(threshold);
-        }
-        allocatable.insert(name.clone(), not_negative(left));
-    }
-    for (name, (_, free)) in &inputs.extras.devices {
         allocatable.insert(name.clone(), *free);
     }
-    let huge: Vec<Quantity> =
-        capacity.iter().filter(|(name, _)| name.starts_with("hugepages-")).map(|(_, total)| *total).collect();
-    if let Some(memory) = allocatable.get_mut("memory") {
-        *memory = not_negative(huge.into_iter().fold(*memory, Quantity::minus));
-    }
-    allocatable
-}
-
-/// What pods may ask for in total, for admission and cgroups.
-pub fn node_allocatable(settings: &NodeSettings, facts: &MachineFacts, extras: &NodeExtras) -> Resources {
-    let inputs = Inputs {
-        settings,
-        facts,
-        addresses: &Ok(Vec::new()),
-        runtime: &RuntimeHealth::unknown(),
-        extras,
-        shutting_down: false,
-        previous: None,
-        now: &Time(Default::default()),
-    };
-    allocatable(&inputs, &capacity(&inputs))
-}
-
-fn not_negative(quantity: Quantity) -> Quantity {
-    match quantity.value() < 0 {
-        true => Quantity::from_units(0, Format::BinarySi),
-        false => quantity,
-    }
-}
-
-fn eviction_reservation(settings: &NodeSettings, resource: &str, capacity: Quantity) -> Option<Quantity> {
-    let signal = match resource {
-        "memory" => "memory.available",
-        "ephemeral-storage" => "nodefs.available",
-        _ => return None,
-    };
-    let (_, text) = settings.eviction_hard.iter().find(|(name, _)| name == signal)?;
-    match text.strip_suffix('%') {
-        // In single precision and then truncated, as kubelet computes it: the same byte count after a switch.
-        Some(percent) => {
-            let fraction = f64::from(percent.trim().parse::<f32>().ok()? / 100.0);
-            Some(Quantity::from_units((capacity.value() as f64 * fraction) as i64, Format::BinarySi))
-        }
-        None => Quantity::parse(text).ok(),
-    }
+    (capacity, allocatable)
 }
 
 fn to_api(resources: Resources) -> BTreeMap<String, ApiQuantity> {
@@ -325,4 +242,4 @@ fn condition(inputs: &Inputs<'_>, kind: &str, on: bool, reason: &str, message: S
 
 #[cfg(test)]
 #[path = "status/tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -10,8 +10,8 @@ use k8s_openapi::api::core::v1::{Pod, Taint, Toleration};
 
 use super::{security, spec};
 use crate::cgroup::ResourceList;
-use crate::cgroup::resources::{Overhead, amount, pod_requests};
-use crate::quantity::{Format, Quantity};
+use crate::cgroup::resources::{CPU, MEMORY, Overhead, amount, pod_requests};
+use crate::quantity::Quantity;
 use crate::selector;
 
 /// What is compared with a pod.
@@ -49,7 +49,14 @@ impl Rejection {
 
     /// The reason as events have it: one of a fixed set.
     pub fn event_reason(&self) -> &'static str {
-        const REASONS: [&str; 13] = [
+        const REASONS: [&str; 19] = [
+            // Page sizes of amd64 and arm64.
+            "OutOfhugepages-64Ki",
+            "OutOfhugepages-2Mi",
+            "OutOfhugepages-16Mi",
+            "OutOfhugepages-32Mi",
+            "OutOfhugepages-512Mi",
+            "OutOfhugepages-1Gi",
             "AppArmor",
             "SupplementalGroupsPolicyNotSupported",
             "SysctlForbidden",
@@ -96,10 +103,17 @@ const SAFE_SYSCTLS: [&str; 14] = [
 /// Decides about a pod beside `others`, the pods that this node runs or is about to. `is_static` pods ignore taints.
 pub fn admit(pod: &Pod, is_static: bool, node: &Node, others: &[&Pod]) -> Result<(), Rejection> {
     sysctls(pod, node)?;
-    apparmor(pod, node)?;
+    operating_system(pod)?;
     supplemental_groups(pod, node)?;
-    operating_system(pod, node)?;
-    resources(pod, node, others)?;
+    if let Some(shortage) = shortages(pod, node, others).into_iter().next() {
+        return Err(shortage.rejection());
+    }
+    place(pod, is_static, node, others)?;
+    apparmor(pod, node)
+}
+
+/// What no other pod's end would change: labels, names, ports and taints.
+fn place(pod: &Pod, is_static: bool, node: &Node, others: &[&Pod]) -> Result<(), Rejection> {
     if !matches_node(pod, node) {
         let message = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
         return Err(Rejection::new("NodeAffinity", message));
@@ -179,11 +193,11 @@ fn normalized(name: &str) -> String {
     }
 }
 
-fn operating_system(pod: &Pod, node: &Node) -> Result<(), Rejection> {
+/// A pod says by a label which operating system it is for, so that no node of another one takes it; a node selector of this
+/// name is matched like any other.
+fn operating_system(pod: &Pod) -> Result<(), Rejection> {
     const LABEL: &str = "kubernetes.io/os";
-    let wanted = spec::spec(pod).node_selector.as_ref().and_then(|selector| selector.get(LABEL));
-    let ours = node.labels.get(LABEL).map_or("linux", String::as_str);
-    if wanted.is_some_and(|wanted| wanted != ours) {
+    if pod.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL)).is_some_and(|wanted| wanted != "linux") {
         let message = "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label";
         return Err(Rejection::new("PodOSSelectorNodeLabelDoesNotMatch", message));
     }
@@ -194,33 +208,75 @@ fn operating_system(pod: &Pod, node: &Node) -> Result<(), Rejection> {
     Ok(())
 }
 
-fn resources(pod: &Pod, node: &Node, others: &[&Pod]) -> Result<(), Rejection> {
-    let short = |name: &str, requested: i64, used: i64, capacity: i64| {
+/// A resource that the node has not enough of: thousandths of CPU, otherwise units.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// Its name.
+    pub resource: String,
+    /// What the pod asks for.
+    pub requested: i64,
+    /// What others have.
+    pub used: i64,
+    /// What there is.
+    pub capacity: i64,
+}
+
+impl Shortage {
+    /// What others would have to give up.
+    pub fn missing(&self) -> i64 {
+        self.requested.saturating_sub(self.capacity.saturating_sub(self.used))
+    }
+
+    fn rejection(&self) -> Rejection {
+        let Self { resource, requested, used, capacity } = self;
         let message = format!(
-            "Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
+            "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
         );
-        Err(Rejection::new(format!("OutOf{name}"), message))
-    };
+        Rejection::new(format!("OutOf{resource}"), message)
+    }
+}
+
+/// The amount of a resource as [`Shortage`] counts it.
+pub fn units(name: &str, quantity: Quantity) -> i64 {
+    if name == CPU { quantity.milli_value() } else { quantity.value() }
+}
+
+/// What the node has not enough of for a pod, in the order in which the scheduler looks.
+pub fn shortages(pod: &Pod, node: &Node, others: &[&Pod]) -> Vec<Shortage> {
+    const FIRST: [&str; 3] = [CPU, MEMORY, "ephemeral-storage"];
+    let mut shortages = Vec::new();
     if let Some(pods) = node.allocatable.get("pods") {
-        let (count, capacity) = (i64::try_from(others.len()).unwrap_or(i64::MAX), pods.value());
-        if count + 1 > capacity {
-            return short("pods", 1, count, capacity);
+        let (used, capacity) = (i64::try_from(others.len()).unwrap_or(i64::MAX), pods.value());
+        if used >= capacity {
+            shortages.push(Shortage { resource: "pods".to_owned(), requested: 1, used, capacity });
         }
     }
     let requests = pod_requests(pod, Overhead::Included);
-    for (name, requested) in requests.iter().filter(|(_, requested)| !requested.is_zero()) {
-        // What the node does not have is some device's, and that one's manager decides.
-        let Some(capacity) = node.allocatable.get(name) else { continue };
-        let zero = Quantity::from_units(0, Format::DecimalSi);
-        let used =
-            others.iter().fold(zero, |sum, other| sum.plus(amount(&pod_requests(other, Overhead::Included), name)));
-        let unit = |quantity: Quantity| if name == "cpu" { quantity.milli_value() } else { quantity.value() };
-        let (requested, used, capacity) = (unit(*requested), unit(used), unit(*capacity));
-        if requested.saturating_add(used) > capacity {
-            return short(name, requested, used, capacity);
+    let rest = requests.keys().map(String::as_str).filter(|name| !FIRST.contains(name));
+    let asked: Vec<&str> = FIRST.into_iter().chain(rest).filter(|name| !amount(&requests, name).is_zero()).collect();
+    if asked.is_empty() {
+        return shortages;
+    }
+    let held: Vec<ResourceList> = others.iter().map(|other| pod_requests(other, Overhead::Included)).collect();
+    for name in asked {
+        let capacity = match node.allocatable.get(name) {
+            Some(capacity) => units(name, *capacity),
+            // Devices of the cluster, or ones that nobody has told of yet: the scheduler or their manager decides.
+            None if is_extended(name) => continue,
+            None => 0,
+        };
+        let requested = units(name, amount(&requests, name));
+        let used = held.iter().fold(0i64, |sum, held| sum.saturating_add(units(name, amount(held, name))));
+        if requested > capacity.saturating_sub(used) {
+            shortages.push(Shortage { resource: name.to_owned(), requested, used, capacity });
         }
     }
-    Ok(())
+    shortages
+}
+
+/// Whether a resource is somebody's own, with a domain before its name.
+fn is_extended(name: &str) -> bool {
+    name.contains('/') && !name.contains("kubernetes.io/")
 }
 
 /// Node selector and required node affinity.

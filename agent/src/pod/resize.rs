@@ -23,8 +23,8 @@ use serde::Serialize;
 use super::admit::{self, admit};
 use super::allocation::ResourceInfo;
 use super::status::time;
-use crate::cgroup::plan::may_swap;
 use crate::cgroup::resources::{CPU, MEMORY, Overhead, amount, init_and_regular, pod_requests};
+use crate::cgroup::swap::may_swap;
 use crate::cri::Nanos;
 use crate::ids::PodUid;
 

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use super::usage::{ContainerUsage, Memory, PodName, Pressure, Usage};
 use crate::logs::choose::statuses;
 use crate::metrics::text::{Kind, Text};
+use crate::node::oom::{COUNTS, Counts};
 use crate::pod::spec;
 
 type Pair<'a> = (&'a str, &'a str);
@@ -115,6 +116,7 @@ fn resource_of_node(text: &mut Text, usage: &Usage) {
 /// `/metrics/cadvisor`.
 pub fn cadvisor(text: &mut Text, usage: &Usage, pods: &[Pod]) {
     cadvisor_containers(text, usage, pods);
+    cadvisor_oom(text, usage, pods, &COUNTS);
     cadvisor_pressure(text, usage, pods);
     cadvisor_network(text, usage);
     let node = &usage.node;
@@ -176,6 +178,14 @@ fn cadvisor_containers(text: &mut Text, usage: &Usage, pods: &[Pod]) {
             family.sample(&labels, at);
         }
     });
+}
+
+/// Processes that the kernel killed in containers for want of memory.
+fn cadvisor_oom(text: &mut Text, usage: &Usage, pods: &[Pod], counts: &Counts) {
+    let help = "Count of out of memory events observed for the container";
+    let mut family = text.family("container_oom_events_total", Kind::Counter, help);
+    with_labels(usage, pods, |container, labels| family.sample(&labels, counts.of(&container.id) as f64));
+    counts.retain(|id| usage.containers.iter().any(|container| container.id == id));
 }
 
 /// Time that tasks waited (PSI): all of them at once (stalled), or at least one (waiting).
@@ -270,6 +280,9 @@ mod tests {
         let text = written(|text| cadvisor(text, &usage(), &[]));
         let wanted = "container_memory_working_set_bytes{container=\"c\",id=\"/kubepods/podu/cid\",image=\"\",name=\"cid\",\
                       namespace=\"n\",pod=\"p\"} 42 100000\n";
+        assert!(text.contains(wanted), "{text}");
+        let wanted = "container_oom_events_total{container=\"c\",id=\"/kubepods/podu/cid\",image=\"\",name=\"cid\",\
+                      namespace=\"n\",pod=\"p\"} 0\n";
         assert!(text.contains(wanted), "{text}");
     }
 }

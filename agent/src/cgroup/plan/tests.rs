@@ -1,20 +1,21 @@
 use super::*;
 use serde_json::{Value, json};
 
-fn pod(spec: Value) -> Pod {
+pub(in crate::cgroup) fn pod(spec: Value) -> Pod {
     serde_json::from_value(json!({"metadata": {"uid": "u1", "name": "p"}, "spec": spec})).unwrap()
 }
 
-fn container(name: &str, requests: Value, limits: Value) -> Value {
+pub(in crate::cgroup) fn container(name: &str, requests: Value, limits: Value) -> Value {
     json!({"name": name, "resources": {"requests": requests, "limits": limits}})
 }
 
-fn facts() -> ContainerFacts {
+pub(in crate::cgroup) fn facts() -> ContainerFacts {
     ContainerFacts {
         memory_capacity: 4_000_000_000,
         version: CgroupVersion::V1,
         cfs_quota: CfsQuota::Enforced { period: DEFAULT_PERIOD },
-        swap: SwapBehavior::Unaccounted,
+        swap: swap::SwapBehavior::Unaccounted,
+        memory_qos: MemoryQos::On { is_tiered: false, throttling: None },
         huge_page_sizes: vec![2 << 20],
         single_process_oom_kill: true,
     }
@@ -183,24 +184,58 @@ fn a_container_without_limit_takes_that_of_its_pod() {
 }
 
 #[test]
-fn swap_is_shared_by_memory_request() {
-    let burstable = pod(json!({"containers": [container("a", json!({"memory": "1G"}), json!({"memory": "2G"}))]}));
-    let container = &burstable.spec.as_ref().unwrap().containers[0];
-    let with = |version, swap| container_resources(&burstable, container, &ContainerFacts { version, swap, ..facts() });
-    let limited = SwapBehavior::LimitedSwap { available: 2_000_000_000 };
-    assert_eq!(with(CgroupVersion::V2, limited).unified["memory.swap.max"], "500000000");
-    assert_eq!(with(CgroupVersion::V2, SwapBehavior::NoSwap).unified["memory.swap.max"], "0");
-    assert_eq!(with(CgroupVersion::V1, limited).memory_swap_limit_in_bytes, 2_000_000_000);
-    assert!(!with(CgroupVersion::V2, SwapBehavior::Unaccounted).unified.contains_key("memory.swap.max"));
-}
-
-#[test]
 fn the_sandbox_is_told_the_pod_without_overhead_and_the_overhead() {
     let pod = pod(json!({"overhead": {"cpu": "250m", "memory": "32Mi"},
         "containers": [container("a", json!({"cpu": "1"}), json!({"cpu": "2", "memory": "1Gi"}))]}));
     let (resources, overhead) = sandbox_resources(&pod, &facts());
     assert_eq!((resources.cpu_shares, resources.cpu_quota, resources.memory_limit_in_bytes), (1024, 200_000, 1 << 30));
     assert_eq!((overhead.cpu_shares, overhead.cpu_quota, overhead.memory_limit_in_bytes), (256, 25_000, 32 << 20));
+}
+
+#[test]
+fn all_pods_are_held_to_what_the_node_has_for_them() {
+    let amounts = [("cpu", "3500m"), ("memory", "7Gi"), ("pid", "31768"), ("pods", "110"), ("hugepages-2Mi", "8Mi")];
+    let list: ResourceList =
+        amounts.map(|(name, text)| (name.to_owned(), Quantity::parse(text).unwrap())).into_iter().collect();
+    let expected = Values {
+        cpu_shares: Some(3584),
+        memory: Some(7 << 30),
+        pids: Some(31_768),
+        huge_pages: [(2 << 20, 8 << 20)].into(),
+        ..Values::default()
+    };
+    assert_eq!(kubepods_values(&list), expected, "no quota: idle CPU is free");
+}
+
+#[test]
+fn daemons_are_held_to_what_is_reserved_for_them_or_to_cpu_alone() {
+    let list = |amounts: &[(&str, &str)]| -> ResourceList {
+        amounts.iter().map(|(name, text)| ((*name).to_owned(), Quantity::parse(text).unwrap())).collect()
+    };
+    let all = list(&[("cpu", "500m"), ("memory", "1Gi"), ("pid", "1000"), ("ephemeral-storage", "1Gi")]);
+    let values = reserved_values(&all, false, MemoryQos::Off);
+    assert_eq!((values.cpu_shares, values.memory, values.pids), (Some(512), Some(1 << 30), Some(1000)));
+    let cpu = Values { cpu_shares: Some(512), ..Values::default() };
+    assert_eq!(reserved_values(&all, true, MemoryQos::On { is_tiered: false, throttling: None }), cpu);
+    assert_eq!(reserved_values(&list(&[("memory", "1Gi")]), true, MemoryQos::Off), Values::default());
+    let protected = reserved_values(&all, false, MemoryQos::On { is_tiered: false, throttling: None });
+    assert_eq!(protected.unified["memory.min"], (1_i64 << 30).to_string());
+}
+
+#[test]
+fn a_whole_container_is_killed_on_v2_unless_single_processes_are_asked_for() {
+    let pod = pod(json!({"containers": [{"name": "a"}]}));
+    for (version, single_process_oom_kill, group) in [
+        (CgroupVersion::V2, false, Some("1")),
+        (CgroupVersion::V2, true, None),
+        (CgroupVersion::V1, false, None),
+        (CgroupVersion::V1, true, None),
+    ] {
+        let facts = ContainerFacts { version, single_process_oom_kill, ..facts() };
+        let told = container_resources(&pod, &pod.spec.as_ref().unwrap().containers[0], &facts);
+        let written = told.unified.get("memory.oom.group").map(String::as_str);
+        assert_eq!(written, group, "{version:?} {single_process_oom_kill}");
+    }
 }
 
 proptest::proptest! {

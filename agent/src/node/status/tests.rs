@@ -4,8 +4,9 @@ use std::time::Duration;
 use super::*;
 use crate::ids::NodeName;
 use crate::node::{Handler, NodeImage};
+use crate::quantity::Quantity;
 
-fn settings() -> NodeSettings {
+pub(in crate::node) fn settings() -> NodeSettings {
     NodeSettings {
         name: NodeName::new("n"),
         hostname: "n".into(),
@@ -29,7 +30,7 @@ fn settings() -> NodeSettings {
     }
 }
 
-fn facts() -> MachineFacts {
+pub(in crate::node) fn facts() -> MachineFacts {
     MachineFacts { cpus: 4, memory: 8 << 30, disk: Some(100 << 30), architecture: "amd64", ..MachineFacts::default() }
 }
 

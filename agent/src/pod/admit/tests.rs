@@ -42,10 +42,83 @@ fn resources_are_counted_with_those_of_the_pods_that_are_there() {
     assert_eq!(reason(&empty, &[&empty, &empty, &empty]), Some("OutOfpods".into()));
 }
 
+fn requesting(requests: Value) -> Pod {
+    pod(json!({"containers": [{"name": "c", "resources": {"requests": requests}}]}))
+}
+
 #[test]
-fn a_resource_that_the_node_does_not_have_is_not_ours_to_judge() {
-    let device = json!({"containers": [{"name": "c", "resources": {"requests": {"example.com/gpu": "1"}}}]});
-    assert_eq!(reason(&pod(device), &[]), None);
+fn each_resource_has_a_reason_and_its_numbers_in_the_message() {
+    let mut node = node();
+    for (name, text) in [("ephemeral-storage", "10Gi"), ("hugepages-2Mi", "4Mi"), ("example.com/gpu", "1")] {
+        node.allocatable.insert(name.to_owned(), Quantity::parse(text).unwrap());
+    }
+    for (requests, reason, numbers) in [
+        (json!({"cpu": "3"}), "OutOfcpu", "cpu, requested: 3000, used: 100, capacity: 2000"),
+        (json!({"memory": "1Gi"}), "OutOfmemory", "memory, requested: 1073741824, used: 1048576, capacity: 1073741824"),
+        (
+            json!({"ephemeral-storage": "11Gi"}),
+            "OutOfephemeral-storage",
+            "ephemeral-storage, requested: 11811160064, used: 0, capacity: 10737418240",
+        ),
+        (
+            json!({"hugepages-2Mi": "6Mi"}),
+            "OutOfhugepages-2Mi",
+            "hugepages-2Mi, requested: 6291456, used: 0, capacity: 4194304",
+        ),
+        (
+            json!({"example.com/gpu": "2"}),
+            "OutOfexample.com/gpu",
+            "example.com/gpu, requested: 2, used: 0, capacity: 1",
+        ),
+        (json!({"memory": "2Gi", "cpu": "3"}), "OutOfcpu", "cpu, requested: 3000, used: 100, capacity: 2000"),
+        (
+            json!({"hugepages-2Mi": "6Mi", "memory": "2Gi"}),
+            "OutOfmemory",
+            "memory, requested: 2147483648, used: 1048576",
+        ),
+    ] {
+        let other = requesting(json!({"cpu": "100m", "memory": "1Mi"}));
+        let rejection = admit(&requesting(requests), false, &node, &[&other]).unwrap_err();
+        assert_eq!(rejection.reason, reason);
+        let start = format!("Node didn't have enough resource: {numbers}");
+        assert!(rejection.message.starts_with(&start), "{}, not {start}", rejection.message);
+    }
+    let huge = admit(&requesting(json!({"hugepages-2Mi": "6Mi"})), false, &node, &[]).unwrap_err();
+    assert_eq!(huge.event_reason(), "OutOfhugepages-2Mi");
+}
+
+#[test]
+fn what_a_node_does_not_have_is_refused_unless_it_is_somebodys_device() {
+    assert_eq!(reason(&requesting(json!({"example.com/gpu": "1"})), &[]), None);
+    let huge = requesting(json!({"hugepages-1Gi": "1Gi"}));
+    assert_eq!(reason(&huge, &[]), Some("OutOfhugepages-1Gi".to_owned()));
+}
+
+#[test]
+fn a_pod_that_was_resized_counts_with_what_it_was_allocated_and_overhead_counts() {
+    let overhead = pod(json!({"overhead": {"cpu": "1900m"}}));
+    assert_eq!(reason(&asking("100m"), &[&overhead]), None);
+    assert_eq!(reason(&asking("101m"), &[&overhead]), Some("OutOfcpu".to_owned()));
+    let init = json!({"initContainers": [{"name": "i", "resources": {"requests": {"cpu": "2"}}}]});
+    assert_eq!(reason(&pod(init), &[&asking("1m")]), Some("OutOfcpu".to_owned()), "while it starts");
+}
+
+#[test]
+fn checks_come_in_kubelets_order() {
+    let mut all = json!({"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}],
+        "appArmorProfile": {"type": "RuntimeDefault"}}, "os": {"name": "windows"}, "nodeSelector": {"zone": "b"},
+        "nodeName": "n2", "containers": [{"name": "c", "resources": {"requests": {"cpu": "9"}}}]});
+    let mut next = |wanted: &str, remove: &mut dyn FnMut(&mut Value)| {
+        assert_eq!(reason(&pod(all.clone()), &[]).as_deref(), Some(wanted));
+        remove(&mut all);
+    };
+    next("SysctlForbidden", &mut |spec| spec["securityContext"]["sysctls"] = json!([]));
+    next("PodOSNotSupported", &mut |spec| spec["os"] = json!(null));
+    next("OutOfcpu", &mut |spec| spec["containers"] = json!([{"name": "c"}]));
+    next("NodeAffinity", &mut |spec| spec["nodeSelector"] = json!({}));
+    next("NodeName", &mut |spec| spec["nodeName"] = json!("n1"));
+    next("AppArmor", &mut |spec| spec["securityContext"] = json!({}));
+    assert_eq!(reason(&pod(all), &[]), None);
 }
 
 #[test]
@@ -109,8 +182,11 @@ fn only_safe_and_allowed_sysctls_pass() {
 #[test]
 fn another_operating_system_is_refused() {
     assert_eq!(reason(&pod(json!({"os": {"name": "windows"}})), &[]), Some("PodOSNotSupported".into()));
+    let mut labelled = pod(json!({}));
+    labelled.metadata.labels = Some([("kubernetes.io/os".to_owned(), "windows".to_owned())].into());
+    assert_eq!(reason(&labelled, &[]), Some("PodOSSelectorNodeLabelDoesNotMatch".into()));
     let selector = json!({"nodeSelector": {"kubernetes.io/os": "windows"}});
-    assert_eq!(reason(&pod(selector), &[]), Some("PodOSSelectorNodeLabelDoesNotMatch".into()));
+    assert_eq!(reason(&pod(selector), &[]), Some("NodeAffinity".into()), "as any selector");
 }
 
 #[test]
