@@ -88,6 +88,7 @@ async fn refuses_to_start(rig: &mut Rig) -> anyhow::Result<()> {
     for directory in rig.node.cgroups.find("") {
         fs::create_dir(directory.join("system"))?;
     }
+    rig.node.agent()?.kill9();
     rig.node.restart_agent()
 }
 

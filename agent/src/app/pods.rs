@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::facilities::{self, NodeFacilities};
 use super::network::Network;
-use super::{enforce, runtime_health, settings};
+use super::{enforce, runtime_health, settings, start_checks};
 use crate::cgroup::{self, Cgroups};
 use crate::config::Config;
 use crate::cri::{Runtime, events};
@@ -89,6 +89,7 @@ impl PodHalf {
             cgroup::CgroupVersion::V2 => 2,
         };
         cgroups.ensure_roots().await.context("cannot make the cgroups of pods")?;
+        start_checks::warn_of_swap(&machine, &recorder);
         enforce::start(&cgroups, &settings::reserved(config), &recorder, shutdown).await?;
         // kubelet gives a pod 2 min 3 s for its volumes before it says so.
         let volume_settings =

@@ -6,6 +6,7 @@
 use crate::cgroup::{CgroupVersion, DetectError, Hierarchies};
 use crate::config::kubelet::resources::Swap;
 use crate::config::{Config, KUBELET_VERSION, Mode};
+use crate::event::{Event, EventType, Recorder, Subject};
 use crate::node::facts::MachineFacts;
 use crate::node::{NodeSettings, capacity};
 
@@ -66,6 +67,28 @@ fn compare(config: &Config, machine: &MachineFacts, version: CgroupVersion) -> R
     }
 }
 
+/// Whether Secrets in memory may come to lie on a disk: there is swap, and the kernel cannot keep a tmpfs out of it.
+pub fn may_swap_secrets(machine: &MachineFacts) -> bool {
+    // `noswap` of tmpfs(5) came with Linux 6.4.
+    let mut numbers = machine.kernel_version.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    machine.is_swap_on && version < (6, 4)
+}
+
+/// Tells people of it, in kubelet's words.
+pub fn warn_of_swap(machine: &MachineFacts, recorder: &Recorder) {
+    if may_swap_secrets(machine) {
+        let message = "The tmpfs noswap option is not supported. Memory-backed volumes (e.g. secrets, emptyDirs, etc.) might be \
+                       swapped to disk and should no longer be considered secure.";
+        recorder.emit(Event {
+            subject: Subject::Node,
+            kind: EventType::Warning,
+            reason: "PossibleMemoryBackedVolumesOnDisk",
+            message: message.to_owned(),
+        });
+    }
+}
+
 /// Makes the kernel spare this process when memory is short. Inside of a container the operator may not allow it.
 pub fn set_oom_score(score: i64) {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
@@ -95,6 +118,23 @@ mod tests {
 
     fn machine(is_swap_on: bool) -> MachineFacts {
         MachineFacts { cpus: 2, memory: 4 << 30, is_swap_on, ..MachineFacts::default() }
+    }
+
+    #[test]
+    fn secrets_may_be_swapped_by_old_kernels_only() {
+        for (kernel, is_swap_on, expected) in [
+            ("6.4.0-1-amd64", true, false),
+            ("6.18.44-x", true, false),
+            ("6.3.9", true, true),
+            ("5.15.0-100-generic", true, true),
+            ("5.15.0-100-generic", false, false),
+        ] {
+            let machine = MachineFacts { kernel_version: kernel.to_owned(), ..machine(is_swap_on) };
+            assert_eq!(may_swap_secrets(&machine), expected, "{kernel}");
+            let (recorder, mut events) = Recorder::new();
+            warn_of_swap(&machine, &recorder);
+            assert_eq!(events.try_recv().is_ok(), expected, "{kernel}");
+        }
     }
 
     #[test]
