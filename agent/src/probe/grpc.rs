@@ -43,7 +43,8 @@ async fn check(endpoint: Endpoint, address: String, service: String) -> Answer {
             status.message()
         )),
         Err(status) => {
-            Answer::failure(format!("error: health rpc probe failed: {}: {}", status.code(), status.message()))
+            let (code, text) = (status.code(), status.message());
+            Answer::failure(format!("error: health rpc probe failed: rpc error: code = {code:?} desc = {text}"))
         }
     }
 }
