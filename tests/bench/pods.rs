@@ -76,6 +76,10 @@ fn workload() -> Script {
 /// The image of the workload.
 const IMAGE: &str = "localhost/busybox:1";
 
+/// Between two single pods the node comes to rest: an agent tells that a pod is gone before its sandbox is cleared away, and
+/// the next one is not to pay for that. The burst measures a node that does not rest.
+const REST: Duration = Duration::from_millis(300);
+
 /// Percentiles that the tables have.
 const PERCENTS: [usize; 3] = [50, 90, 99];
 

@@ -5,6 +5,8 @@
 //!                                               diff against what the server has ─► PATCH …/status ─► base
 //!  delete(pod) ──────────► after its last status: DELETE with the pod's UID and no grace period
 //! ```
+//! A status that says only that nothing runs yet waits a moment for the one that says more ([`patience`]).
+//!
 //! There is no GET before a write (kubelet has one): the base of the diff is the answer to our last PATCH, or what the
 //! pod watch showed, whichever is newer. A status that differs in nothing is not sent. Errors are retried with back-off
 //! for as long as the pod exists; 404, and a refusal that names the UID, mean that it does not.
@@ -17,12 +19,14 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::{Map, Value};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use super::status_patch;
 use super::watch::{Backoff, error_text};
 use crate::ids::{ObjectKey, PodUid};
 use crate::metrics::METRICS;
+
+pub mod patience;
 
 /// Requests in flight: enough to keep a round trip of 20 ms busy for 800 writes a second, few for the server.
 const IN_FLIGHT: usize = 16;
@@ -51,6 +55,10 @@ struct Entry {
     base: Option<Base>,
     /// Newest status that is not yet acknowledged.
     pending: Option<Box<PodStatus>>,
+    /// Until when `pending` waits for a more telling one.
+    due: Option<Instant>,
+    /// Ends that wait.
+    wake: Arc<Notify>,
     /// The status that the server acknowledged with `base`; asked for again when someone else changes it.
     acknowledged: Option<Box<PodStatus>>,
     /// Since when something that the server has not seen waits, for a figure.
@@ -102,7 +110,11 @@ impl StatusWriter {
         let mut entries = self.shared.lock();
         let entry = entries.entry(pod.uid.clone()).or_default();
         entry.forgotten = false;
+        entry.due = patience::due(&status, entry.pending.is_some(), entry.due, Instant::now());
         entry.pending = Some(Box::new(status));
+        if entry.due.is_none() {
+            entry.wake.notify_one();
+        }
         entry.changed.get_or_insert_with(Instant::now);
         self.start(pod, entry);
     }
@@ -112,6 +124,8 @@ impl StatusWriter {
         let mut entries = self.shared.lock();
         let entry = entries.entry(pod.uid.clone()).or_default();
         entry.delete = true;
+        entry.due = None;
+        entry.wake.notify_one();
         self.start(pod, entry);
     }
 
@@ -173,20 +187,32 @@ impl Shared {
     }
 }
 
-/// The next request of a pod.
+/// What is to be done for a pod.
+enum Next {
+    Send(Job),
+    /// Nothing until then, unless there is more to tell.
+    Wait(Instant, Arc<Notify>),
+    Rest,
+}
+
+/// A request.
 enum Job {
     Patch(Box<PodStatus>, Value),
     Delete,
 }
 
 /// Decides the next request; ends the pod's work when there is none.
-fn next_job(shared: &Shared, pod: &PodRef) -> Option<Job> {
+fn next(shared: &Shared, pod: &PodRef) -> Next {
     let mut entries = shared.lock();
-    let entry = entries.get_mut(&pod.uid)?;
+    let Some(entry) = entries.get_mut(&pod.uid) else { return Next::Rest };
+    if let Some(due) = entry.due.filter(|due| entry.pending.is_some() && *due > Instant::now()) {
+        return Next::Wait(due, entry.wake.clone());
+    }
+    entry.due = None;
     if let Some(status) = entry.pending.take() {
         let base = entry.base.as_ref().and_then(|base| decode(&base.status));
         match status_patch::build(pod.uid.as_str(), base.as_ref(), &status) {
-            Some(patch) => return Some(Job::Patch(status, patch)),
+            Some(patch) => return Next::Send(Job::Patch(status, patch)),
             None => {
                 entry.acknowledged = Some(status);
                 entry.changed = None;
@@ -194,18 +220,27 @@ fn next_job(shared: &Shared, pod: &PodRef) -> Option<Job> {
         }
     }
     if entry.delete {
-        return Some(Job::Delete);
+        return Next::Send(Job::Delete);
     }
     entry.working = false;
     if entry.forgotten {
         entries.remove(&pod.uid);
     }
-    None
+    Next::Rest
 }
 
 async fn work(shared: Arc<Shared>, pod: PodRef) {
     let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX);
-    while let Some(job) = next_job(&shared, &pod) {
+    loop {
+        let job = match next(&shared, &pod) {
+            Next::Send(job) => job,
+            Next::Wait(due, wake) => {
+                // Time is up or there is more to tell; either way the entry is looked at again.
+                let _ = tokio::time::timeout_at(due.into(), wake.notified()).await;
+                continue;
+            }
+            Next::Rest => return,
+        };
         let result = {
             // The semaphore is never closed.
             let _permit = shared.permits.acquire().await;
@@ -306,106 +341,4 @@ fn decode(status: &[u8]) -> Option<Map<String, Value>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn writer() -> StatusWriter {
-        let text = "current-context: c\ncontexts: [{name: c, context: {cluster: k}}]\n\
-                    clusters: [{name: k, cluster: {server: 'http://127.0.0.1:1'}}]\n";
-        let config = super::super::kubeconfig::parse(std::path::Path::new("/x"), text).expect("kubeconfig");
-        StatusWriter::new(super::super::client::ApiClient::new(&config, "0").expect("client").kube())
-    }
-
-    fn pod(version: &str, deleted: bool) -> Pod {
-        let mut pod = serde_json::json!({ "metadata": { "namespace": "d", "name": "p", "uid": "u", "resourceVersion": version } });
-        if deleted {
-            pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
-        }
-        serde_json::from_value(pod).expect("pod")
-    }
-
-    fn pod_ref() -> PodRef {
-        PodRef { key: ObjectKey::new("d", "p"), uid: PodUid::new("u") }
-    }
-
-    #[tokio::test]
-    async fn forgetting_a_pod_does_not_lose_its_deletion() {
-        let writer = writer();
-        writer.delete(pod_ref());
-        writer.forget(&pod_ref().uid);
-        assert!(writer.shared.lock()[&pod_ref().uid].delete);
-        assert!(matches!(next_job(&writer.shared, &pod_ref()), Some(Job::Delete)));
-    }
-
-    #[tokio::test]
-    async fn late_events_of_a_deleted_pod_leave_nothing_behind() {
-        let writer = writer();
-        writer.observed(&pod("1", false));
-        writer.forget(&pod_ref().uid);
-        writer.observed(&pod("2", true));
-        assert!(writer.shared.lock().is_empty());
-    }
-
-    #[tokio::test]
-    async fn only_the_newest_status_is_sent() {
-        let writer = writer();
-        writer.publish(pod_ref(), status("Pending"));
-        writer.publish(pod_ref(), status("Running"));
-        let Some(Job::Patch(sent, _)) = next_job(&writer.shared, &pod_ref()) else { panic!("nothing to send") };
-        assert_eq!(sent.phase.as_deref(), Some("Running"));
-        // A newer one that came during a failed attempt wins over the one that is put back.
-        writer.publish(pod_ref(), status("Succeeded"));
-        put_back(&writer.shared, &pod_ref(), Job::Patch(sent, Value::Null));
-        let Some(Job::Patch(sent, _)) = next_job(&writer.shared, &pod_ref()) else { panic!("nothing to send") };
-        assert_eq!(sent.phase.as_deref(), Some("Succeeded"));
-    }
-
-    fn shown(version: &str, phase: &str) -> Pod {
-        let mut seen = pod(version, false);
-        seen.status = Some(status(phase));
-        seen
-    }
-
-    fn status(phase: &str) -> PodStatus {
-        PodStatus { phase: Some(phase.into()), ..PodStatus::default() }
-    }
-
-    /// The watch is often faster than the answer to the PATCH. The older acknowledged status was then written again, over
-    /// the newer one, and the pod stayed not ready at the API server.
-    #[tokio::test]
-    async fn a_write_under_way_is_not_undone_by_its_own_echo() {
-        let writer = writer();
-        let uid = pod_ref().uid;
-        writer.publish(pod_ref(), status("Pending"));
-        assert!(matches!(next_job(&writer.shared, &pod_ref()), Some(Job::Patch(..))));
-        acknowledge(&writer.shared, &pod_ref(), Box::new(status("Pending")), &shown("5", "Pending"));
-        writer.publish(pod_ref(), status("Running"));
-        assert!(matches!(next_job(&writer.shared, &pod_ref()), Some(Job::Patch(..))));
-        writer.observed(&shown("6", "Running"));
-        assert!(writer.shared.lock()[&uid].pending.is_none());
-        acknowledge(&writer.shared, &pod_ref(), Box::new(status("Running")), &shown("6", "Running"));
-        assert!(next_job(&writer.shared, &pod_ref()).is_none());
-    }
-
-    #[tokio::test]
-    async fn a_foreign_write_that_the_watch_shows_before_our_answer_is_put_right() {
-        let writer = writer();
-        writer.publish(pod_ref(), status("Running"));
-        assert!(matches!(next_job(&writer.shared, &pod_ref()), Some(Job::Patch(..))));
-        writer.observed(&shown("7", "Failed"));
-        acknowledge(&writer.shared, &pod_ref(), Box::new(status("Running")), &shown("6", "Running"));
-        let Some(Job::Patch(sent, _)) = next_job(&writer.shared, &pod_ref()) else { panic!("nothing to send") };
-        assert_eq!(sent.phase.as_deref(), Some("Running"));
-    }
-
-    #[tokio::test]
-    async fn a_status_that_the_server_has_is_not_sent() {
-        let writer = writer();
-        let mut seen = pod("5", false);
-        seen.status = Some(PodStatus { phase: Some("Running".into()), ..PodStatus::default() });
-        writer.observed(&seen);
-        writer.publish(pod_ref(), seen.status.clone().unwrap_or_default());
-        assert!(next_job(&writer.shared, &pod_ref()).is_none());
-        assert_eq!(writer.backlog(), 0);
-    }
-}
+mod tests;

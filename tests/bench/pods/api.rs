@@ -15,13 +15,15 @@ use kube::api::{Api, DeleteParams, ListParams, PostParams, WatchEvent, WatchPara
 use kube::{Client, ResourceExt};
 use tokio::sync::watch;
 
-use super::{Arguments, IMAGE, PERCENTS, add_costs, workload};
+use super::{Arguments, IMAGE, PERCENTS, REST, add_costs, workload};
 use crate::cluster;
 use crate::contestant::Contestant;
 use crate::process::Process;
 use crate::report::{Column, Samples};
 
 const NAMESPACE: &str = "bench-pods";
+
+const CLUSTER_DNS: &str = "clusterDNS: [10.96.0.10]\nclusterDomain: cluster.local\n";
 
 /// Longest that one step may take before the benchmark gives up.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -89,6 +91,8 @@ pub(crate) async fn measure(
     cluster::ensure_namespace(&client, NAMESPACE).await?;
     let pod_cidr = format!("10.244.{number}.0/24");
     let mut node = Node::on_lan(plane, 11 + number, arguments.version(), Cni::Bridge, &pod_cidr).await?;
+    // As in every cluster; without it each pod is warned of.
+    node.extra_configuration = CLUSTER_DNS.to_owned();
     let name = agent.node();
     let log = node.path("reference.log");
     let started = match agent {
@@ -116,7 +120,7 @@ fn reference(command: &str, plane: &ControlPlane, node: &Node, log: &Path) -> an
         "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\ncontainerRuntimeEndpoint: {endpoint}\n\
          cgroupDriver: cgroupfs\ncgroupRoot: {}\nfailCgroupV1: false\nfailSwapOn: false\nmaxPods: 250\n\
          imageGCHighThresholdPercent: 100\n\
-         authentication:\n  x509:\n    clientCAFile: {}\npodLogsDir: {}\n",
+         {CLUSTER_DNS}authentication:\n  x509:\n    clientCAFile: {}\npodLogsDir: {}\n",
         node.cgroups.root(),
         plane.ca().display(),
         node.path("reference-logs").display(),
@@ -157,6 +161,7 @@ async fn work(
         let began = Instant::now();
         pods.api.delete(&pod, &DeleteParams::default()).await?;
         deleted.push(watcher.gone(&pod).await?.duration_since(began));
+        tokio::time::sleep(REST).await;
     }
     column.add_percentiles("create -> Ready", &created, &PERCENTS);
     column.add_percentiles("delete -> gone", &deleted, &PERCENTS);

@@ -8,10 +8,11 @@ use anyhow::Context;
 use harness::containerd::Cni;
 use harness::cri_client::{CriClient, container_for, pod_config};
 use harness::node::Node;
+use nodelet::pod::security::{MASKED_PATHS, READONLY_PATHS};
 use nodelet_proto::cri::*;
 use tokio::sync::Semaphore;
 
-use super::{Arguments, IMAGE, PERCENTS, add_costs, workload};
+use super::{Arguments, IMAGE, PERCENTS, REST, add_costs, workload};
 use crate::process::Process;
 use crate::report::{Column, Samples};
 
@@ -48,6 +49,7 @@ pub(crate) async fn measure(arguments: &Arguments) -> anyhow::Result<Column> {
         let began = Instant::now();
         client.delete(&pod).await.context("delete")?;
         deleted.push(began.elapsed());
+        tokio::time::sleep(REST).await;
     }
     column.add_percentiles("create -> Ready", &created, &PERCENTS);
     column.add_percentiles("delete -> gone", &deleted, &PERCENTS);
@@ -88,8 +90,9 @@ impl Client {
     async fn create(&self, name: &str) -> anyhow::Result<Running> {
         let mut runtime = self.cri.runtime.clone();
         let pod = pod_config(name, NamespaceMode::Pod, &self.cgroup_parent, &self.logs.join(name));
-        let config = container_for(&pod, "main", IMAGE, workload().command());
+        let mut config = container_for(&pod, "main", IMAGE, workload().command());
         std::fs::create_dir_all(self.logs.join(name).join("main"))?;
+        self.complete(name, &mut config)?;
         let request = RunPodSandboxRequest { config: Some(pod.clone()), ..Default::default() };
         let sandbox = runtime.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
         let request =
@@ -100,6 +103,23 @@ impl Client {
         let status = runtime.container_status(request).await?.into_inner().status.context("no status")?;
         anyhow::ensure!(status.state() == ContainerState::ContainerRunning, "the container does not run: {status:?}");
         Ok(Running { sandbox, container })
+    }
+
+    /// What every agent has to ask for in a container without requests and a security context: the same work for the runtime in
+    /// every column. Paths are those of the OCI runtime specification's defaults as kubelet sends them.
+    fn complete(&self, name: &str, config: &mut ContainerConfig) -> anyhow::Result<()> {
+        for (file, path) in [("hosts", "/etc/hosts"), ("message", "/dev/termination-log")] {
+            let host = self.logs.join(name).join(file);
+            std::fs::write(&host, "")?;
+            let (host_path, container_path) = (host.display().to_string(), path.to_owned());
+            config.mounts.push(Mount { host_path, container_path, ..Default::default() });
+        }
+        let linux = config.linux.get_or_insert_default();
+        linux.resources = Some(LinuxContainerResources { cpu_shares: 2, oom_score_adj: 1000, ..Default::default() });
+        let security = linux.security_context.get_or_insert_default();
+        security.masked_paths.extend(MASKED_PATHS.map(str::to_owned));
+        security.readonly_paths.extend(READONLY_PATHS.map(str::to_owned));
+        Ok(())
     }
 
     async fn delete(&self, pod: &Running) -> anyhow::Result<()> {

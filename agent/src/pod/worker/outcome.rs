@@ -36,6 +36,7 @@ impl Worker {
         };
         self.inflight.remove(&key);
         self.keys.remove(&key);
+        tracing::debug!(pod = %spec::key(&self.pod), operation = ?key, ok = result.is_ok(), "done");
         match extra {
             Extra::Nothing => {}
             Extra::Volumes(volumes) => self.volumes = Arc::new(volumes),
