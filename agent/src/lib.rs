@@ -27,6 +27,7 @@
 //! | static pods (`source::static_pods`), with a `staticPodPath` | inotify, files | pods |
 //! | addresses (`app::addresses`) | rtnetlink, the own Node | host addresses of pods, addresses of NodePorts |
 //! | network check (`app::network`), once | the runtime's sandboxes, CNI's cache | CHECK and GC of the CNI chain |
+//! | limits ([`eviction`]), idle without pods that have one | sizes of volumes, logs and layers, every ten seconds | evictions, to the manager |
 //! | garbage ([`garbage`]) | every five minutes: images, containers, which images pods name; `nodelet gc` | `RemoveImage`, events of the node; a full check by the manager |
 //! | kills ([`node::oom`]), where `/dev/kmsg` can be read | the kernel's log | counts by container; events of the node |
 //! | node allocatable (`app::enforce`), while pods use more than they may | a timer | limits of `kubepods` |
@@ -98,6 +99,7 @@ pub mod source;
 // Domains.
 pub mod alone;
 pub mod cgroup;
+pub mod eviction;
 pub mod garbage;
 pub mod nft;
 pub mod node;

@@ -41,6 +41,7 @@ mod content;
 mod gather;
 mod host_path;
 mod local;
+mod measure;
 mod mount;
 mod ownership;
 mod plan;
@@ -55,6 +56,7 @@ pub use userns::IdRange;
 pub use variables::read_variables;
 
 use claim::Claimed;
+pub use measure::DiskUse;
 use safe_path::{Dir, is_component};
 use setup::{PodFiles, Reporter, SubPathPlace};
 

@@ -116,3 +116,35 @@ async fn what_is_of_no_use_is_shown_with_its_reason_and_then_removed() {
     let dead = rig.fake.containers().iter().filter(|c| c.state() == cri::ContainerState::ContainerExited).count();
     assert_eq!(dead, 1, "the newest one stays");
 }
+
+#[tokio::test]
+async fn an_evicted_pod_has_failed_with_its_reason_and_does_so_once() {
+    const MESSAGE: &str = "Usage of EmptyDir volume \"cache\" exceeds the limit \"1Mi\". ";
+    let mut rig = Rig::start().await.unwrap();
+    rig.add("web").unwrap();
+    rig.add("other").unwrap();
+    rig.until_ready(&["web", "other"]).await.unwrap();
+    let other = rig.steady("other");
+    // Whoever measures says so at every look until the pod has ended.
+    rig.evict("web", MESSAGE).await.unwrap();
+    rig.evict("web", MESSAGE).await.unwrap();
+    let status = eventually(LONG, "the pod to have failed", async || {
+        let status = rig.status("web").context("no status")?;
+        ensure!(status.phase.as_deref() == Some("Failed"), "{status:#?}");
+        Ok(status)
+    })
+    .await
+    .unwrap();
+    assert_eq!((status.reason.as_deref(), status.message.as_deref()), (Some("Evicted"), Some(MESSAGE)));
+    let conditions = status.conditions.unwrap_or_default();
+    assert!(
+        conditions.iter().all(|c| c.type_ != "DisruptionTarget"),
+        "its own doing is no disruption, as under kubelet"
+    );
+    rig.evict("web", MESSAGE).await.unwrap();
+    rig.restart_agent().unwrap();
+    rig.until_ready(&["other"]).await.unwrap();
+    assert_eq!(rig.pod_events("web", "Evicted"), [MESSAGE]);
+    assert_eq!(rig.status("web").unwrap().reason.as_deref(), Some("Evicted"), "also after a restart");
+    rig.is_undisturbed("other", &other).unwrap();
+}

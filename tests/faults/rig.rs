@@ -23,10 +23,12 @@ use nodelet::garbage::{Ask, Collector};
 use nodelet::ids::{ObjectKey, PodUid};
 use nodelet::objects::{ObjectError, ObjectRef, Objects, ServiceEnv, Token, TokenAsk};
 use nodelet::pod::allocation::checkpoint::{self, Checkpoint};
-use nodelet::pod::facilities::{Facilities, IdRange, PodVolumes, RuntimeFeatures, StatusSink, SubPath};
+use nodelet::pod::facilities::{DiskUsage, Facilities, IdRange, PodVolumes, RuntimeFeatures, StatusSink, SubPath};
 use nodelet::pod::images::{self, Images};
 use nodelet::pod::journal::Journal;
+use nodelet::pod::manager::census::Question;
 use nodelet::pod::manager::{Inputs, Manager};
+use nodelet::pod::memory::Eviction;
 use nodelet::pod::shared::{self, Settings, Shared};
 use nodelet::pod::{admit, dns, resize, security};
 use nodelet::probe::{self, ExecError, ExecOutcome, Prober};
@@ -117,6 +119,10 @@ impl Facilities for Places {
 
     fn remove_volumes<'a>(&'a self, _: &'a PodUid) -> BoxFuture<'a, Result<(), String>> {
         ready(())
+    }
+
+    fn disk_usage<'a>(&'a self, _: &'a PodUid, _: Vec<String>) -> BoxFuture<'a, Result<DiskUsage, String>> {
+        ready(DiskUsage::default())
     }
 
     fn volume_refs(&self, _: &Pod) -> Vec<ObjectRef> {
@@ -221,6 +227,7 @@ struct Running {
     _objects: mpsc::UnboundedSender<PodUid>,
     _node: mpsc::Sender<()>,
     asks: mpsc::Sender<Ask>,
+    questions: mpsc::Sender<Question>,
     _stop: DropGuard,
 }
 
@@ -313,14 +320,21 @@ impl Rig {
         tokio::spawn(manager.run(inputs, stop.clone()));
         let (asks, asked) = mpsc::channel(1);
         let (policy, uses) = (self.garbage, self.published.clone());
-        let collector = Collector { shared, policy, uses, questions: questions_tx, disk: full_disk };
+        let collector = Collector { shared, policy, uses, questions: questions_tx.clone(), disk: full_disk };
         tokio::spawn(collector.run(asked, stop.clone()));
         for pod in self.wanted.values() {
             sources.send(SourceUpdate::Upsert(SourceName::Manifests, pod.clone()))?;
         }
         let named = self.wanted.values().map(|pod| PodUid::new(pod.metadata.uid.as_deref().unwrap_or_default()));
         sources.send(SourceUpdate::Synced(SourceName::Manifests, named.collect()))?;
-        self.running = Some(Running { sources, _objects: objects_tx, _node: node_tx, asks, _stop: stop.drop_guard() });
+        self.running = Some(Running {
+            sources,
+            _objects: objects_tx,
+            _node: node_tx,
+            asks,
+            questions: questions_tx,
+            _stop: stop.drop_guard(),
+        });
         Ok(())
     }
 
@@ -329,6 +343,21 @@ impl Rig {
         let (reply, report) = oneshot::channel();
         self.running.as_ref().context("no agent runs")?.asks.send(Ask { dry_run, free, reply }).await?;
         Ok(report.await?)
+    }
+
+    /// Texts of the events of a pod with this reason.
+    pub(crate) fn pod_events(&self, name: &str, reason: &str) -> Vec<String> {
+        let is_its = |event: &&Event| {
+            matches!(&event.subject, Subject::Pod { key, .. } if *key.name == *name) && event.reason == reason
+        };
+        lock(&self.events).iter().filter(is_its).map(|event| event.message.clone()).collect()
+    }
+
+    /// Has a pod evicted.
+    pub(crate) async fn evict(&self, name: &str, message: &str) -> anyhow::Result<()> {
+        let eviction = Eviction { signal: "emptydirfs.limit", message: message.to_owned(), grace_seconds: 1 };
+        let question = Question::Evict(PodUid::new(format!("uid-{name}")), eviction);
+        Ok(self.running.as_ref().context("no agent runs")?.questions.send(question).await?)
     }
 
     /// Reasons and texts of the events about the node.

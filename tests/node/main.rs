@@ -7,6 +7,7 @@ mod garbage;
 mod harness_itself;
 mod kills;
 mod leftovers;
+mod limits;
 mod logs;
 mod look;
 mod static_pods;

@@ -11,6 +11,8 @@ use tokio::sync::watch;
 
 use crate::control::View;
 use crate::event::ring::{Record, Ring};
+use crate::eviction::limits::{Limits, limits};
+use crate::eviction::measure::Limited;
 use crate::garbage::collector::Uses;
 use crate::ids::{ContainerId, PodUid};
 use crate::logs::choose;
@@ -36,19 +38,54 @@ pub struct Board {
     log_dir: PathBuf,
     /// Every source has delivered, and every pod has published.
     complete: watch::Sender<bool>,
+    /// Limits of pods that are not at their end and have some.
+    limits: Mutex<BTreeMap<PodUid, Limits>>,
+    /// How many these are.
+    limited: watch::Sender<usize>,
 }
 
 impl Board {
     /// A board that passes everything on to `listeners`.
     pub fn new(listeners: Vec<Arc<dyn StatusSink>>, services: ServiceView, log_dir: PathBuf) -> Self {
         let complete = watch::Sender::new(false);
-        Self { pods: Mutex::default(), ring: Mutex::default(), listeners, services, log_dir, complete }
+        let limited = watch::Sender::new(0);
+        let (pods, ring, limits) = Default::default();
+        Self { pods, ring, listeners, services, log_dir, complete, limits, limited }
     }
 
     fn put(&self, pod: &Arc<Pod>, status: &Arc<PodStatus>) {
         // The maps are valid after any statement, so a poisoned lock is as good as any.
         let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         pods.insert(spec::uid(pod), (pod.clone(), status.clone()));
+        drop(pods);
+        let found = if is_over(status) { None } else { limits(pod) };
+        self.change_limits(|all| match found {
+            Some(found) => drop(all.insert(spec::uid(pod), found)),
+            None => drop(all.remove(&spec::uid(pod))),
+        });
+    }
+
+    fn change_limits(&self, change: impl FnOnce(&mut BTreeMap<PodUid, Limits>)) {
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut limits);
+        let count = limits.len();
+        self.limited.send_if_modified(|before| std::mem::replace(before, count) != count);
+    }
+}
+
+fn is_over(status: &PodStatus) -> bool {
+    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
+}
+
+impl Limited for Board {
+    fn limited(&self) -> Vec<(Arc<Pod>, Limits)> {
+        let limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        limits.into_iter().filter_map(|(uid, limits)| Some((pods.get(&uid)?.0.clone(), limits))).collect()
+    }
+
+    fn count(&self) -> watch::Receiver<usize> {
+        self.limited.subscribe()
     }
 }
 
@@ -69,6 +106,7 @@ impl StatusSink for Board {
 
     fn forget(&self, uid: &PodUid) {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.change_limits(|all| drop(all.remove(uid)));
         self.listeners.iter().for_each(|listener| listener.forget(uid));
     }
 
@@ -94,7 +132,6 @@ impl StatusSink for Board {
 impl Uses for Board {
     fn image_names(&self) -> BTreeSet<String> {
         let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_over = |status: &PodStatus| matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
         let going = pods.values().filter(|(_, status)| !is_over(status));
         going.flat_map(|(pod, _)| spec::image_names(pod)).map(str::to_owned).collect()
     }

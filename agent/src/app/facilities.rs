@@ -18,7 +18,7 @@ use crate::ids::{ContainerId, PodUid};
 use crate::node::RuntimeHealth;
 use crate::objects::ObjectRef;
 use crate::pod::admit;
-use crate::pod::facilities::{Facilities, IdRange, PodVolumes, RuntimeFeatures, SubPath};
+use crate::pod::facilities::{DiskUsage, Facilities, IdRange, PodVolumes, RuntimeFeatures, SubPath};
 use crate::pod::spec;
 use crate::probe::{ExecError, ExecFn, ExecOutcome};
 use crate::quantity::Quantity;
@@ -85,6 +85,13 @@ impl Facilities for NodeFacilities {
 
     fn remove_volumes<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move { text(self.volumes.remove(uid).await) })
+    }
+
+    fn disk_usage<'a>(&'a self, uid: &'a PodUid, paths: Vec<String>) -> BoxFuture<'a, Result<DiskUsage, String>> {
+        Box::pin(async move {
+            let found = text(self.volumes.disk_use(uid, paths).await)?;
+            Ok(DiskUsage { volumes: found.directories, rest: found.hosts })
+        })
     }
 
     fn user_namespace<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, Result<IdRange, String>> {

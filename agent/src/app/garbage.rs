@@ -1,4 +1,4 @@
-//! What keeps the node clean: rotation of logs, and removal of what nobody needs.
+//! What keeps the node clean: rotation of logs, removal of what nobody needs, and eviction of pods beyond their limits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use super::board::Board;
 use super::pods::PodHalf;
 use crate::config::Config;
 use crate::cri::Nanos;
+use crate::eviction;
 use crate::garbage::collector::disk;
 use crate::garbage::images::Policy;
 use crate::garbage::{Ask, Collector};
@@ -33,6 +34,9 @@ pub fn start(config: &Config, half: &PodHalf, board: Arc<Board>, shutdown: &Canc
     let policy =
         Policy { high: images.high, low: images.low, min_age: nanos(images.min_age), max_age: nanos(images.max_age) };
     let (asks_tx, asks) = mpsc::channel(MOST_ASKS);
+    let (pods, root_dir) = (board.clone(), config.root_dir.clone());
+    let limits = eviction::measure::Watch { shared: half.shared(), pods, root_dir, questions: half.questions() };
+    tokio::spawn(limits.run(shutdown.clone()));
     let collector = Collector { shared: half.shared(), policy, uses: board, questions: half.questions(), disk };
     tokio::spawn(collector.run(asks, shutdown.clone()));
     asks_tx

@@ -1,4 +1,4 @@
-//! What was removed because nobody needs it any more.
+//! What was removed because nobody needs it any more, and which pods the node did not let go on.
 
 use super::cells::{Counter, Gauge, Labelled};
 use super::text::{Kind, Text};
@@ -10,11 +10,13 @@ pub struct Garbage {
     pub images: Labelled<Counter, 1>,
     /// Pods of which nobody knows that had a directory at the last full check, and those whose could not be removed.
     pub orphans: (Gauge, Gauge),
+    /// Evicted pods, by signal.
+    pub evictions: Labelled<Counter, 1>,
 }
 
 impl Garbage {
     pub(super) const fn new() -> Self {
-        Self { images: Labelled::new(), orphans: (Gauge::new(), Gauge::new()) }
+        Self { images: Labelled::new(), orphans: (Gauge::new(), Gauge::new()), evictions: Labelled::new() }
     }
 
     pub(super) fn write(&self, text: &mut Text) {
@@ -22,6 +24,9 @@ impl Garbage {
             "[ALPHA] Total number of images garbage collected by the kubelet, whether through disk usage or image age.";
         let mut family = text.family("kubelet_image_garbage_collected_total", Kind::Counter, help);
         self.images.each(|[reason], count| family.sample(&[("reason", reason)], count.get() as f64));
+        let help = "[ALPHA] Cumulative number of pod evictions by eviction signal";
+        let mut family = text.family("kubelet_evictions", Kind::Counter, help);
+        self.evictions.each(|[signal], count| family.sample(&[("eviction_signal", signal)], count.get() as f64));
         let help = "[ALPHA] The total number of orphaned Pods whose volumes were cleaned in the last periodic sweep.";
         text.gauge("kubelet_orphan_pod_cleaned_volumes", help, self.orphans.0.get() as f64);
         let help = "[ALPHA] The number of orphaned Pods whose volumes failed to be cleaned in the last periodic sweep.";

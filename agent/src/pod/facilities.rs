@@ -66,6 +66,15 @@ pub struct SubPath {
     pub path: String,
 }
 
+/// What a pod's directory takes on its disk, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DiskUsage {
+    /// Of the directories that were asked for, in that order; `None` for one that is not there.
+    pub volumes: Vec<Option<u64>>,
+    /// Of the hosts file.
+    pub rest: u64,
+}
+
 /// Volumes, pod directories and cgroups. Errors are texts for events; they name what they are about.
 pub trait Facilities: Send + Sync + 'static {
     /// Makes the pod's directory and volumes, or brings them up to date. Idempotent.
@@ -85,6 +94,8 @@ pub trait Facilities: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<PathBuf, String>>;
     /// Removes volumes and the pod's directory. Idempotent.
     fn remove_volumes<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, Result<(), String>>;
+    /// What directories below the pod's take on disk, given by their paths. May take long.
+    fn disk_usage<'a>(&'a self, uid: &'a PodUid, paths: Vec<String>) -> BoxFuture<'a, Result<DiskUsage, String>>;
     /// The ids of a pod with its own user namespace: the same at every call, and no other pod's.
     fn user_namespace<'a>(&'a self, uid: &'a PodUid) -> BoxFuture<'a, Result<IdRange, String>>;
     /// What the runtime can do with a handler; the empty name is the default's.

@@ -113,6 +113,17 @@ impl Doubt {
     }
 }
 
+/// The node does not let a pod go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Eviction {
+    /// What it is about: label of `kubelet_evictions`.
+    pub signal: &'static str,
+    /// Message of status and event.
+    pub message: String,
+    /// Seconds between TERM and KILL.
+    pub grace_seconds: i64,
+}
+
 /// What is remembered of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
@@ -136,6 +147,8 @@ pub struct Memory {
     pub containers: BTreeMap<String, ContainerMemory>,
     /// Failures of stops and removals, by operation.
     pub cleanup: BTreeMap<OpKey, Failed>,
+    /// It is to be evicted.
+    pub eviction: Option<Eviction>,
     /// Volumes and cgroup are gone.
     pub released: Step,
     /// The API server was asked to forget the pod.

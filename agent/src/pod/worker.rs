@@ -26,7 +26,7 @@ use super::figures::Figures;
 use super::images::Image;
 use super::journal::Record;
 use super::lifecycle::{Cause, Lifecycle};
-use super::memory::{Memory, finished_at};
+use super::memory::{Eviction, Memory, finished_at};
 use super::plan::plan;
 use super::shared::Shared;
 use super::start_slot::StartSlot;
@@ -64,6 +64,8 @@ pub enum Message {
     Objects,
     /// The node changed (its addresses): compute the status again.
     Node,
+    /// The node does not let it go on.
+    Evict(Eviction),
 }
 
 /// How a worker begins.
@@ -315,6 +317,7 @@ impl Worker {
                 self.memory.retry_now();
             }
             Message::Objects => self.hear_objects(),
+            Message::Evict(eviction) => self.hear_eviction(eviction),
             Message::Probe | Message::Node => {}
         }
     }

@@ -1,9 +1,12 @@
 //! Calls that only the kubelet API makes: URLs of streams, and usage.
 
+use std::collections::{BTreeMap, HashMap};
+
 use nodelet_proto::cri;
 
+use super::super::labels;
 use super::{CriError, Runtime};
-use crate::ids::{ContainerId, SandboxId};
+use crate::ids::{ContainerId, PodUid, SandboxId};
 
 /// Which streams of a process a caller wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +59,25 @@ impl Runtime {
         let mut client = self.runtime.clone();
         let request = cri::ListContainerStatsRequest { filter: None };
         Ok(self.call("ListContainerStats", async move { client.list_container_stats(request).await }).await?.stats)
+    }
+
+    /// Bytes of the writable layers of a pod's containers that run, by name.
+    pub async fn writable_layers(&self, pod: &PodUid) -> Result<BTreeMap<String, u64>, CriError> {
+        let mut client = self.runtime.clone();
+        let label_selector = HashMap::from([(labels::POD_UID.to_owned(), pod.to_string())]);
+        let filter = cri::ContainerStatsFilter { label_selector, ..Default::default() };
+        let request = cri::ListContainerStatsRequest { filter: Some(filter) };
+        let answer = self.call("ListContainerStats", async move { client.list_container_stats(request).await }).await?;
+        let layer = |stats: cri::ContainerStats| {
+            let name = stats.attributes?.metadata?.name;
+            Some((name, stats.writable_layer.and_then(|layer| layer.used_bytes).map_or(0, |bytes| bytes.value)))
+        };
+        let mut layers = BTreeMap::new();
+        for (name, bytes) in answer.stats.into_iter().filter_map(layer) {
+            // Dead containers of the same name may be listed, too: all of them are on the disk.
+            *layers.entry(name).or_default() += bytes;
+        }
+        Ok(layers)
     }
 
     /// Usage of all sandboxes. `Unimplemented` before containerd 1.6.

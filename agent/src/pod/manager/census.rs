@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 
 use super::Manager;
 use crate::ids::PodUid;
+use crate::pod::memory::Eviction;
 use crate::pod::worker::Message;
 
 /// What the manager knows of a pod.
@@ -27,6 +28,8 @@ pub enum Question {
     Census(oneshot::Sender<Option<Census>>),
     /// The full check, which otherwise comes every five minutes.
     Check,
+    /// A pod is to be evicted. Does nothing when it is being stopped already.
+    Evict(PodUid, Eviction),
 }
 
 impl Manager {
@@ -39,6 +42,7 @@ impl Manager {
                 let _ = reply.send(self.awaited.is_empty().then(|| pods.collect()));
             }
             Question::Check => self.check(),
+            Question::Evict(uid, eviction) => self.tell(&uid, Message::Evict(eviction)),
         }
     }
 

@@ -17,6 +17,10 @@ use crate::pod::view::PodView;
 /// Plans a pod that is to run; answers where its life goes.
 pub fn plan(planner: &mut Planner<'_>) -> Lifecycle {
     let view = planner.view;
+    if let Some(eviction) = &view.memory.eviction {
+        let cause = Cause::Failed { reason: "Evicted".into(), message: eviction.message.clone() };
+        return begin(cause, eviction.grace_seconds, planner.now);
+    }
     if let Some(cause) = over(view, planner.now) {
         return begin(cause, spec::grace_seconds(view.pod), planner.now);
     }

@@ -11,8 +11,8 @@ use crate::cri::{ContainerState, ContainerView, Nanos, PodRuntime, SandboxView, 
 use crate::ids::{ContainerId, SandboxId};
 use crate::pod::action::{Action, Failure, ImageUse, KillReason, Op, OpKey, Output};
 use crate::pod::allocation::ResourceInfo;
-use crate::pod::lifecycle::{Lifecycle, SECOND};
-use crate::pod::memory::{Memory, finished_at};
+use crate::pod::lifecycle::{Cause, Lifecycle, SECOND};
+use crate::pod::memory::{Eviction, Memory, finished_at};
 use crate::pod::spec::{self, Role};
 use crate::pod::view::{PodView, ProbeFailure, ProbeView};
 
@@ -345,6 +345,28 @@ fn a_crashing_container_restarts_at_once_and_then_after_ten_and_twenty_seconds()
     }
     assert_eq!(sim.world.latest("a").map(|c| c.attempt), Some(4));
     assert!(sim.world.containers.len() <= 2, "one dead container is kept, not {}", sim.world.containers.len());
+}
+
+#[test]
+fn an_evicted_pod_is_stopped_within_its_grace_and_keeps_the_reason() {
+    let mut sim = Sim::new(make_pod(&[], &["a", "b"], "Always"));
+    sim.settle(sim.now);
+    let message = "Usage of EmptyDir volume \"x\" exceeds the limit \"1Mi\". ".to_owned();
+    sim.memory.eviction = Some(Eviction { signal: "emptydirfs.limit", message: message.clone(), grace_seconds: 1 });
+    sim.log.clear();
+    sim.settle(sim.now);
+    let graces: Vec<i64> = sim
+        .log
+        .iter()
+        .filter_map(|op| match op {
+            Op::KillContainer { grace_seconds, .. } => Some(*grace_seconds),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(graces, [1, 1]);
+    let Lifecycle::Terminated(termination) = &sim.lifecycle else { panic!("{:?}", sim.lifecycle) };
+    assert_eq!(termination.cause, Cause::Failed { reason: "Evicted".into(), message });
+    assert_eq!(sim.runtime.containers.len(), 2, "their records stay until somebody deletes the pod");
 }
 
 #[test]

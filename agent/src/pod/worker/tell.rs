@@ -6,9 +6,10 @@ use std::time::Instant;
 use super::{STORE_AGAIN, Worker};
 use crate::cri::Nanos;
 use crate::event::EventType;
+use crate::metrics::METRICS;
 use crate::pod::journal::Record;
 use crate::pod::lifecycle::{self, Cause, Lifecycle};
-use crate::pod::memory::finished_at;
+use crate::pod::memory::{Eviction, finished_at};
 use crate::pod::status::{self, containers::go_seconds};
 use crate::pod::{env, spec};
 use k8s_openapi::api::core::v1::PodStatus;
@@ -112,6 +113,16 @@ impl Worker {
     pub(super) fn tell_sandbox_change(&self) {
         let text = "Pod sandbox changed, it will be killed and re-created.".to_owned();
         self.shared.event(&self.pod, None, EventType::Normal, "SandboxChanged", text);
+    }
+
+    /// Takes an eviction in and tells of it, unless the pod is being stopped already.
+    pub(super) fn hear_eviction(&mut self, eviction: Eviction) {
+        if !self.lifecycle.may_start() || self.memory.eviction.is_some() {
+            return;
+        }
+        METRICS.garbage.evictions.increment([eviction.signal]);
+        self.shared.event(&self.pod, None, EventType::Warning, "Evicted", eviction.message.clone());
+        self.memory.eviction = Some(eviction);
     }
 
     pub(super) fn register_objects(&self) {
