@@ -349,6 +349,10 @@ impl Index {
             let endpoints = self.endpoints(key, port);
             let selected = [false, true].map(|v6| select(&endpoints, v6, self.zone));
             let mut claim = |address: IpAddr, number: u16, rank: Rank| {
+                // A Service of one family has nothing in the other, whatever slices somebody made for it.
+                if !service.cluster_ips.iter().any(|own| own.is_ipv6() == address.is_ipv6()) {
+                    return;
+                }
                 let front = Front { address, protocol: port.protocol, port: number };
                 let program = program(service, &selected[usize::from(address.is_ipv6())], address, rank);
                 desired.entry(front).or_insert(Claim { program, rank });

@@ -181,9 +181,16 @@ impl Tables {
             if *is_cluster_ip {
                 self.cluster_ips.release(front.address);
             }
-            if !desired.contains_key(front) {
-                self.remove(front);
-                freed.extend(self.waiting.remove(front).unwrap_or_default());
+            match desired.get(front) {
+                None => {
+                    self.remove(front);
+                    freed.extend(self.waiting.remove(front).unwrap_or_default());
+                }
+                // It may have less right to the front now than somebody who waits for it.
+                Some(claim) if self.fronts.get(front).is_some_and(|installed| installed.rank < claim.rank) => {
+                    freed.extend(self.waiting.get(front).cloned().unwrap_or_default());
+                }
+                Some(_) => {}
             }
         }
         for front in &old.waits {

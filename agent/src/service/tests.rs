@@ -435,3 +435,32 @@ fn a_front_that_two_services_claim_goes_to_the_one_with_more_right_whoever_comes
         assert!(world.index.keys().contains(&ObjectKey::new("default", "s1")));
     }
 }
+
+/// It kept the address although the other, who waited for it, had more right to it by then.
+#[test]
+fn a_service_that_loses_its_right_to_a_front_gives_it_to_the_one_that_waits() {
+    let mut world = World::new();
+    // Both are load balancers at 198.51.100.9 and the first name wins; then s0 only claims it as an external address.
+    world.take(Step::PutService(2, 0b1000));
+    world.take(Step::PutService(0, 0b1000));
+    world.take(Step::PutSlice(2, 2, 1));
+    world.commit();
+    world.take(Step::PutService(0, 0b1_0000));
+    world.commit();
+    assert_eq!(world.kernel.meaning(), fresh(&world.objects).meaning());
+}
+
+/// Its NodePort answered in the other family, too, when somebody had made a slice for it.
+#[test]
+fn a_service_of_one_family_has_nothing_in_the_other() {
+    let mut world = World::new();
+    // With NodePort and the external address fd00::9; the slice has an address of IPv6.
+    world.take(Step::PutService(0, 0b11_0010));
+    world.take(Step::PutSlice(0, 0, 1 << 12 | 1));
+    world.commit();
+    let tables = world.kernel.adopt();
+    let front = |address: &str, port| Front { address: address.parse().unwrap(), protocol: Protocol::Tcp, port };
+    assert!(tables.program(&front("10.89.0.1", 30000)).is_some(), "its own family");
+    assert!(tables.program(&front("fd89::1", 30000)).is_none());
+    assert!(tables.program(&front("fd00::9", 80)).is_none());
+}
