@@ -42,6 +42,7 @@ pub mod structure;
 pub mod sysctls;
 pub mod table;
 pub mod takeover;
+pub mod walk;
 
 pub use handle::ServiceHandle;
 pub use programmer::spawn;

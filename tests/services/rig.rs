@@ -237,7 +237,7 @@ impl Rig {
 }
 
 /// Duplicate address detection would keep link-local addresses, which neighbour discovery uses, back for a second.
-fn without_address_detection(netns: &Netns) {
+pub(crate) fn without_address_detection(netns: &Netns) {
     netns.sh("sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0").unwrap();
 }
 

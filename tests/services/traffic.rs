@@ -19,7 +19,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    fn parse(text: &[u8]) -> io::Result<Self> {
+    pub(crate) fn parse(text: &[u8]) -> io::Result<Self> {
         let text = std::str::from_utf8(text).map_err(io::Error::other)?.trim_end();
         let (who, peer) = text.split_once(' ').ok_or_else(|| io::Error::other(format!("answer {text:?}")))?;
         Ok(Self { who: who.to_owned(), peer: peer.parse().map_err(io::Error::other)? })
@@ -32,7 +32,12 @@ fn greeting(name: &str, peer: SocketAddr) -> String {
 
 /// Serves TCP and UDP on a port of every address of a namespace, until the process ends.
 pub(crate) fn serve(on: &Netns, name: &str, port: u16) {
-    let sockets = || (TcpListener::bind(("::", port)).unwrap(), UdpSocket::bind(("::", port)).unwrap());
+    serve_at(on, name, ([0u16; 8], port).into());
+}
+
+/// The same at one address: answers to datagrams come from that, too.
+pub(crate) fn serve_at(on: &Netns, name: &str, at: SocketAddr) {
+    let sockets = || (TcpListener::bind(at).unwrap(), UdpSocket::bind(at).unwrap());
     let (tcp, udp) = on.within(sockets).unwrap();
     let own = name.to_owned();
     std::thread::spawn(move || {
@@ -72,8 +77,12 @@ pub(crate) fn outcome(from: &Netns, to: SocketAddr) -> String {
 
 /// Asks over a new TCP connection, from the namespace of this thread.
 pub(crate) fn tcp_here(to: SocketAddr) -> io::Result<Answer> {
-    let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    read_answer(TcpStream::connect_timeout(&to, PATIENCE)?, PATIENCE)
+}
+
+/// Reads what a server says.
+pub(crate) fn read_answer(stream: TcpStream, patience: Duration) -> io::Result<Answer> {
+    stream.set_read_timeout(Some(patience))?;
     let mut text = Vec::new();
     BufReader::new(stream).read_until(b'\n', &mut text)?;
     Answer::parse(&text)

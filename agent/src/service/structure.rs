@@ -357,7 +357,7 @@ fn network_bytes(cidr: &Cidr) -> Vec<u8> {
 }
 
 /// Multicast has no answers that would find their way back.
-const MULTICAST: [Cidr; 2] = [
+pub(super) const MULTICAST: [Cidr; 2] = [
     Cidr { address: IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), prefix: 4 },
     Cidr { address: IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), prefix: 8 },
 ];

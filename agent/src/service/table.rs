@@ -106,6 +106,10 @@ pub struct Tables {
     removed: BTreeSet<Element>,
     added: BTreeSet<Element>,
     strays: Vec<Stray>,
+    /// Who claims a front of which is not known yet whose it was, by right.
+    held: BTreeSet<(Rank, ObjectKey)>,
+    /// With how little right such a front may be taken by now.
+    taking: Rank,
     /// Number of endpoints of all fronts.
     endpoints: usize,
     /// Sum of the digests of all elements of fronts.
@@ -150,16 +154,48 @@ impl Tables {
         self.fronts.iter().map(|(front, installed)| (front, &installed.program))
     }
 
+    /// The addresses that a set of addresses should hold.
+    pub fn wanted_addresses(&self, set: SetName) -> impl Iterator<Item = IpAddr> {
+        let addresses = if set == SetName::Hairpin { &self.hairpin } else { &self.cluster_ips };
+        addresses.wanted.keys().copied()
+    }
+
     /// Brings so many of the pending Services to what the index says. When none is left and everybody who may own a front
     /// was heard, what belongs to nobody goes, too.
     pub fn step(&mut self, index: &Index, pending: &mut BTreeSet<ObjectKey>, chunk: usize) {
         for _ in 0..chunk {
             let Some(key) = pending.pop_first() else { break };
             pending.extend(self.update(index, &key));
+            if pending.is_empty() {
+                pending.append(&mut self.release_held());
+            }
         }
         if pending.is_empty() && !self.is_complete && index.knows_all_owners() {
             self.complete();
         }
+    }
+
+    /// Right after an adoption nobody knows whose a front is, and who has it may be looked at later than somebody who claims
+    /// it with less right: such claims are heard when all others were, so that nothing is taken away for a moment.
+    fn is_held(&mut self, front: &Front, claim: &Claim, key: &ObjectKey) -> bool {
+        let is_granted = claim.rank <= Rank::NodePort;
+        let Some(installed) = self.fronts.get(front).filter(|f| f.owner.is_none()) else { return false };
+        let is_same = || claim.program.clone().arranged(Some(&installed.program)) == installed.program;
+        let is_held = !is_granted && claim.rank > self.taking && !is_same();
+        if is_held {
+            self.held.insert((claim.rank, key.clone()));
+        }
+        is_held
+    }
+
+    /// Those who are heard next.
+    fn release_held(&mut self) -> BTreeSet<ObjectKey> {
+        let Some((rank, _)) = self.held.first() else { return BTreeSet::new() };
+        self.taking = *rank;
+        let (now, later) = std::mem::take(&mut self.held).into_iter().partition(|(rank, _)| *rank == self.taking);
+        self.held = later;
+        let now: BTreeSet<(Rank, ObjectKey)> = now;
+        now.into_iter().map(|(_, key)| key).collect()
     }
 
     /// Names of the chains that stand for numbers.
@@ -245,6 +281,9 @@ impl Tables {
                 }
                 owned.waits.insert(*front);
             }
+        }
+        if self.is_held(front, &claim, key) {
+            return false;
         }
         self.set(front, claim, key);
         true

@@ -1,203 +1,23 @@
-//! Generated histories against a virtual kernel, which takes batches as the real one does: as a whole or not at all.
+//! Generated histories against a virtual kernel.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use objects::{Objects, service, slice, slim};
 use proptest::prelude::*;
-use serde_json::{Value, json};
+use virtual_kernel::Kernel;
 
 use super::index::Index;
-use super::program::{Program, Way};
-use super::structure::{Numbered, SETS, SetName};
-use super::table::{Adoption, Sum, Tables};
+use super::program::Way;
+use super::table::Tables;
 use super::{Backend, Front, Protocol, Settings};
 use crate::ids::ObjectKey;
-use crate::nft::Family;
 use crate::nft::batch::Batch;
-use crate::nft::decode::{self, ElementData, Raw};
 use crate::watch::WatchEvent;
 
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
-
-#[derive(Clone, Debug, PartialEq)]
-enum Data {
-    None,
-    Value(Vec<u8>),
-    Chain(String),
-    Drop,
-}
-
-/// By key: the end of a range, and what it maps to.
-type Elements = BTreeMap<Vec<u8>, (Option<Vec<u8>>, Data)>;
-/// Programs, and the elements that belong to no front.
-type Meaning = (BTreeMap<Front, Program>, BTreeSet<(Family, SetName, Vec<u8>)>);
-
-#[derive(Clone, Debug, Default)]
-struct Kernel {
-    sets: BTreeMap<(Family, SetName), Elements>,
-    chains: BTreeSet<(Family, Numbered)>,
-}
-
-impl Kernel {
-    /// Takes a batch; panics where the real one would refuse it.
-    fn commit(&mut self, batch: &mut Batch) {
-        for (kind, _, body) in decode::messages(batch.finish()) {
-            let family = if body[0] == 2 { Family::V4 } else { Family::V6 };
-            let body = &body[4..];
-            match kind & 0xff {
-                3 => {
-                    let name = decode::string(body, 3).unwrap();
-                    self.chains.extend(Numbered::parse(name).map(|chain| (family, chain)));
-                }
-                12 | 14 => {
-                    let name = decode::string(body, 2).unwrap();
-                    let set = SETS.into_iter().find(|set| set.name() == name).unwrap();
-                    for raw in decode::elements(body) {
-                        self.element(kind & 0xff == 12, family, set, &raw);
-                    }
-                }
-                _ => {}
-            }
-        }
-        batch.clear();
-    }
-
-    fn element(&mut self, is_new: bool, family: Family, set: SetName, raw: &Raw<'_>) {
-        let elements = self.sets.entry((family, set)).or_default();
-        if !is_new {
-            assert!(elements.remove(raw.key).is_some(), "ENOENT: {set:?} has no {:?}", raw.key);
-            return;
-        }
-        let data = match raw.data {
-            ElementData::None => Data::None,
-            ElementData::Value(value) => Data::Value(value.to_vec()),
-            ElementData::Chain(name) => {
-                let chain = Numbered::parse(name).unwrap();
-                assert!(self.chains.contains(&(family, chain)), "ENOENT: no chain {name}");
-                Data::Chain(name.to_owned())
-            }
-            ElementData::Drop => Data::Drop,
-        };
-        let old = elements.insert(raw.key.to_vec(), (raw.end.map(<[u8]>::to_vec), data));
-        assert_eq!(old, None, "EEXIST in {set:?}");
-    }
-
-    fn dump(&self, mut each: impl FnMut(Family, SetName, &Raw<'_>)) {
-        for (family, set) in FAMILIES.into_iter().flat_map(|family| SETS.map(|set| (family, set))) {
-            for (key, (end, data)) in self.sets.get(&(family, set)).into_iter().flatten() {
-                let data = match data {
-                    Data::None => ElementData::None,
-                    Data::Value(value) => ElementData::Value(value),
-                    Data::Chain(name) => ElementData::Chain(name),
-                    Data::Drop => ElementData::Drop,
-                };
-                each(family, set, &Raw { key, end: end.as_deref(), data });
-            }
-        }
-    }
-
-    fn adopt(&self) -> Tables {
-        let mut adoption = Adoption::default();
-        self.chains.iter().for_each(|(family, chain)| adoption.chain(*family, &chain.name()));
-        self.dump(|family, set, raw| adoption.element(family, set, raw));
-        if adoption.needs_second_pass() {
-            self.dump(|family, set, raw| adoption.element_again(family, set, raw));
-        }
-        adoption.finish()
-    }
-
-    fn sum(&self) -> Sum {
-        let mut sum = Sum::default();
-        self.dump(|family, set, raw| sum.add(family, set, raw));
-        sum
-    }
-
-    /// What it holds, with endpoints in no particular slots, and the elements of the shared sets.
-    fn meaning(&self) -> Meaning {
-        let tables = self.adopt();
-        let sorted = |way: &Way| match way {
-            Way::To(backends) => Way::To(backends.iter().copied().collect::<BTreeSet<_>>().into_iter().collect()),
-            Way::Reject => Way::Reject,
-            Way::Drop => Way::Drop,
-        };
-        let programs = tables.programs().map(|(front, program)| {
-            let mut sources = program.sources.clone();
-            sources.iter_mut().for_each(|sources| sources.sort());
-            let local = program.local.as_ref().map(sorted);
-            (*front, Program { all: sorted(&program.all), local, sources, ..program.clone() })
-        });
-        let programs = programs.collect();
-        let mut shared = BTreeSet::new();
-        self.dump(|family, set, raw| {
-            if matches!(set, SetName::ClusterIps | SetName::Hairpin) {
-                shared.insert((family, set, raw.key.to_vec()));
-            }
-        });
-        (programs, shared)
-    }
-}
-
-/// What the API server has: Services and slices by number.
-#[derive(Clone, Debug, Default)]
-struct Objects {
-    services: BTreeMap<u8, Value>,
-    slices: BTreeMap<u8, Value>,
-}
-
-fn name(number: u8) -> String {
-    format!("s{number}")
-}
-
-/// One of many forms of a Service. Some of them claim an address of another Service.
-fn service(number: u8, form: u16) -> Value {
-    let bit = |n: u16| form >> n & 1 == 1;
-    let mut ips = vec![format!("10.96.0.{}", number + 1)];
-    if bit(0) {
-        ips.push(format!("fd00::{}", number + 1));
-    }
-    let port = |name: &str, protocol: &str, port: u16| json!({"name": name, "protocol": protocol, "port": port, "nodePort": if bit(1) { 30000 + u16::from(number) } else { 0 }});
-    let mut ports = vec![port("web", "TCP", 80)];
-    if bit(2) {
-        ports.push(port("dns", "UDP", 53));
-    }
-    let external = [vec![], vec!["198.51.100.9".to_owned()], vec!["10.96.0.1".to_owned()], vec!["fd00::9".to_owned()]];
-    json!({
-        "metadata": {"name": name(number), "namespace": "default"},
-        "spec": {
-            "type": if bit(3) { "LoadBalancer" } else { "ClusterIP" }, "clusterIP": ips[0], "clusterIPs": ips, "ports": ports,
-            "externalIPs": external[usize::from(form >> 4 & 3)],
-            "sessionAffinity": if bit(6) { "ClientIP" } else { "None" },
-            "externalTrafficPolicy": if bit(7) { "Local" } else { "Cluster" },
-            "internalTrafficPolicy": if bit(8) { "Local" } else { "Cluster" },
-            "loadBalancerSourceRanges": if bit(9) { json!(["10.0.0.0/8", "10.1.0.0/16", "192.0.2.0/24"]) } else { json!([]) },
-        },
-        "status": {"loadBalancer": {"ingress": if bit(3) { json!([{"ip": "198.51.100.9"}, {"ip": format!("198.51.100.{number}")}]) } else { json!([]) }}},
-    })
-}
-
-/// A slice with up to six endpoints in two bits each: absent, ready here, ready elsewhere, draining here.
-fn slice(number: u8, of: u8, form: u16) -> Value {
-    let v6 = form >> 12 & 1 == 1;
-    let endpoints = (0..6u8).filter_map(|n| {
-        let address = if v6 { format!("fd01::{}", n + 1) } else { format!("10.244.0.{}", n + 1) };
-        let (ready, node) = match form >> (2 * n) & 3 {
-            0 => return None,
-            1 => (true, "here"),
-            2 => (true, "there"),
-            _ => (false, "here"),
-        };
-        Some(json!({"addresses": [address], "nodeName": node, "conditions": {"ready": ready, "serving": true, "terminating": !ready}}))
-    });
-    json!({
-        "metadata": {"name": format!("slice{number}"), "namespace": "default", "labels": {"kubernetes.io/service-name": name(of)}},
-        "addressType": if v6 { "IPv6" } else { "IPv4" }, "endpoints": endpoints.collect::<Vec<_>>(),
-        "ports": [{"name": "web", "port": 8080, "protocol": "TCP"}, {"name": "dns", "port": 5353, "protocol": "UDP"}],
-    })
-}
-
-fn slim<T: serde::de::DeserializeOwned>(value: &Value) -> T {
-    serde_json::from_value(value.clone()).unwrap()
-}
+mod between;
+mod objects;
+mod virtual_kernel;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -205,17 +25,23 @@ enum Step {
     DeleteService(u8),
     PutSlice(u8, u8, u16),
     DeleteSlice(u8),
-    /// The watch ends; what happens until the next list is not told.
-    Disconnect,
-    Relist,
+    /// Watches end; what happens until the next list is not told.
+    Disconnect(Watches),
+    Relist(Watches),
     /// A list that ends in the middle.
-    BrokenList,
+    BrokenList(Watches),
+    /// The node has its first, its second, or both addresses.
+    Addresses(u8),
     Commit,
-    /// The agent dies and starts again.
-    Restart,
+    /// The agent dies after so many batches and starts again.
+    Restart(u8),
     /// Somebody deletes an element of our table.
     Tamper(u16),
 }
+
+/// That of Services, that of slices.
+type Watches = [bool; 2];
+const BOTH: Watches = [true; 2];
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
@@ -223,11 +49,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0u8..4).prop_map(Step::DeleteService),
         6 => (0u8..5, 0u8..4, any::<u16>()).prop_map(|(n, of, form)| Step::PutSlice(n, of, form)),
         1 => (0u8..5).prop_map(Step::DeleteSlice),
-        1 => Just(Step::Disconnect),
-        1 => Just(Step::Relist),
-        1 => Just(Step::BrokenList),
+        1 => any::<Watches>().prop_map(Step::Disconnect),
+        1 => any::<Watches>().prop_map(Step::Relist),
+        1 => any::<Watches>().prop_map(Step::BrokenList),
+        1 => (1u8..4).prop_map(Step::Addresses),
         4 => Just(Step::Commit),
-        1 => Just(Step::Restart),
+        1 => (0u8..4).prop_map(Step::Restart),
         1 => any::<u16>().prop_map(Step::Tamper),
     ];
     prop::collection::vec(step, 0..40)
@@ -239,7 +66,8 @@ struct World {
     index: Index,
     tables: Option<Tables>,
     kernel: Kernel,
-    connected: bool,
+    settings: Settings,
+    connected: Watches,
     /// A Service that never changes.
     steady: bool,
 }
@@ -256,35 +84,54 @@ impl World {
         let mut objects = Objects::default();
         objects.services.insert(STEADY, service(STEADY, 0b111));
         objects.slices.insert(STEADY, slice(STEADY, STEADY, 0b01_01_01));
-        let (index, kernel) = (Index::new(&settings()), Kernel::default());
-        let mut world = Self { objects, index, tables: None, kernel, connected: false, steady: false };
-        world.relist(true);
+        let mut world = Self::with(objects, settings());
+        world.relist(BOTH, true);
         world.commit();
         world.steady = true;
         world
     }
 
-    fn relist(&mut self, to_the_end: bool) {
-        self.index.service_event(WatchEvent::Restart);
-        self.index.slice_event(WatchEvent::Restart);
+    fn with(objects: Objects, settings: Settings) -> Self {
+        let (index, kernel) = (Index::new(&settings), Kernel::default());
+        Self { objects, index, tables: None, kernel, settings, connected: [false; 2], steady: false }
+    }
+
+    fn relist(&mut self, watches: Watches, to_the_end: bool) {
         let half = |count: usize| if to_the_end { count } else { count / 2 };
-        for object in self.objects.services.values().take(half(self.objects.services.len())) {
-            self.index.service_event(WatchEvent::InitApply(slim(object)));
+        if watches[0] {
+            self.index.service_event(WatchEvent::Restart);
+            for object in self.objects.services.values().take(half(self.objects.services.len())) {
+                self.index.service_event(WatchEvent::InitApply(slim(object)));
+            }
+            self.connected[0] = to_the_end;
         }
-        for object in self.objects.slices.values().take(half(self.objects.slices.len())) {
-            self.index.slice_event(WatchEvent::InitApply(slim(object)));
+        if watches[1] {
+            self.index.slice_event(WatchEvent::Restart);
+            for object in self.objects.slices.values().take(half(self.objects.slices.len())) {
+                self.index.slice_event(WatchEvent::InitApply(slim(object)));
+            }
+            self.connected[1] = to_the_end;
         }
-        if to_the_end {
+        if to_the_end && watches[0] {
             self.index.service_event(WatchEvent::InitDone);
+        }
+        if to_the_end && watches[1] {
             self.index.slice_event(WatchEvent::InitDone);
         }
-        self.connected = to_the_end;
     }
 
     /// What the programmer does when it is woken, in chunks as small as can be.
     fn commit(&mut self) {
+        if self.commit_batches(usize::MAX) && self.index.has_synced() {
+            let tables = self.tables.as_ref().expect("something was programmed");
+            assert_eq!(self.kernel.sum(), tables.sum(), "the model's sum is that of the kernel");
+        }
+    }
+
+    /// Answers whether that was all.
+    fn commit_batches(&mut self, limit: usize) -> bool {
         if !self.index.has_synced() {
-            return;
+            return true;
         }
         let is_fresh = self.tables.is_none();
         let mut tables = self.tables.take().unwrap_or_else(|| self.kernel.adopt());
@@ -293,17 +140,17 @@ impl World {
             pending.extend(self.index.keys());
         }
         let mut batch = Batch::new();
-        loop {
+        for _ in 0..limit {
             tables.step(&self.index, &mut pending, 1);
             tables.write(&mut batch);
             self.kernel.commit(&mut batch);
             self.check_steady();
             if pending.is_empty() {
-                break;
+                self.tables = Some(tables);
+                return true;
             }
         }
-        assert_eq!(self.kernel.sum(), tables.sum(), "the model's sum is that of the kernel");
-        self.tables = Some(tables);
+        false
     }
 
     /// Every connection to the steady Service finds one of its endpoints.
@@ -322,34 +169,43 @@ impl World {
         match step {
             Step::PutService(n, form) => {
                 let object = service(n, form);
-                if self.connected {
+                if self.connected[0] {
                     self.index.service_event(WatchEvent::Apply(slim(&object)));
                 }
                 self.objects.services.insert(n, object);
             }
             Step::DeleteService(n) => {
-                if let Some(object) = self.objects.services.remove(&n).filter(|_| self.connected) {
+                if let Some(object) = self.objects.services.remove(&n).filter(|_| self.connected[0]) {
                     self.index.service_event(WatchEvent::Delete(slim(&object)));
                 }
             }
             Step::PutSlice(n, of, form) => {
                 let object = slice(n, of, form);
-                if self.connected {
+                if self.connected[1] {
                     self.index.slice_event(WatchEvent::Apply(slim(&object)));
                 }
                 self.objects.slices.insert(n, object);
             }
             Step::DeleteSlice(n) => {
-                if let Some(object) = self.objects.slices.remove(&n).filter(|_| self.connected) {
+                if let Some(object) = self.objects.slices.remove(&n).filter(|_| self.connected[1]) {
                     self.index.slice_event(WatchEvent::Delete(slim(&object)));
                 }
             }
-            Step::Disconnect => self.connected = false,
-            Step::Relist => self.relist(true),
-            Step::BrokenList => self.relist(false),
+            Step::Disconnect(watches) => {
+                self.connected.iter_mut().zip(watches).for_each(|(connected, ends)| *connected &= !ends);
+            }
+            Step::Relist(watches) => self.relist(watches, true),
+            Step::BrokenList(watches) => self.relist(watches, false),
+            Step::Addresses(bits) => {
+                let all = settings().node_addresses.into_iter().enumerate();
+                let some: Vec<IpAddr> = all.filter(|(n, _)| bits >> n & 1 == 1).map(|(_, address)| address).collect();
+                self.settings.node_addresses.clone_from(&some);
+                self.index.set_node_addresses(some);
+            }
             Step::Commit => self.commit(),
-            Step::Restart => {
-                (self.index, self.tables, self.connected) = (Index::new(&settings()), None, false);
+            Step::Restart(batches) => {
+                self.commit_batches(batches.into());
+                (self.index, self.tables, self.connected) = (Index::new(&self.settings), None, [false; 2]);
             }
             Step::Tamper(which) => self.tamper(usize::from(which)),
         }
@@ -376,10 +232,9 @@ impl World {
 }
 
 /// What a fresh agent makes of these objects in an empty kernel.
-fn fresh(objects: &Objects) -> Kernel {
-    let (index, kernel) = (Index::new(&settings()), Kernel::default());
-    let mut world = World { objects: objects.clone(), index, tables: None, kernel, connected: false, steady: false };
-    world.relist(true);
+fn fresh(objects: &Objects, settings: &Settings) -> Kernel {
+    let mut world = World::with(objects.clone(), settings.clone());
+    world.relist(BOTH, true);
     world.commit();
     world.kernel
 }
@@ -391,9 +246,9 @@ proptest! {
     fn every_history_ends_in_the_ruleset_of_a_fresh_list(steps in steps()) {
         let mut world = World::new();
         steps.into_iter().for_each(|step| world.take(step));
-        world.relist(true);
+        world.relist(BOTH, true);
         world.commit();
-        prop_assert_eq!(world.kernel.meaning(), fresh(&world.objects).meaning());
+        prop_assert_eq!(world.kernel.meaning(), fresh(&world.objects, &world.settings).meaning());
     }
 
     #[test]
@@ -447,7 +302,7 @@ fn a_service_that_loses_its_right_to_a_front_gives_it_to_the_one_that_waits() {
     world.commit();
     world.take(Step::PutService(0, 0b1_0000));
     world.commit();
-    assert_eq!(world.kernel.meaning(), fresh(&world.objects).meaning());
+    assert_eq!(world.kernel.meaning(), fresh(&world.objects, &world.settings).meaning());
 }
 
 /// Its NodePort answered in the other family, too, when somebody had made a slice for it.
@@ -463,4 +318,40 @@ fn a_service_of_one_family_has_nothing_in_the_other() {
     assert!(tables.program(&front("10.89.0.1", 30000)).is_some(), "its own family");
     assert!(tables.program(&front("fd89::1", 30000)).is_none());
     assert!(tables.program(&front("fd00::9", 80)).is_none());
+}
+
+/// The endpoints of a front in the kernel, of Services that have one each, of their number.
+fn served(world: &World, address: IpAddr) -> Option<Way> {
+    let front = Front { address, protocol: Protocol::Tcp, port: 80 };
+    world.kernel.adopt().program(&front).map(|program| program.all.clone())
+}
+
+fn endpoint_of(n: u8) -> Option<Way> {
+    Some(Way::To([Backend { address: [10, 244, 0, n + 1].into(), port: 8080 }].into()))
+}
+
+fn with_services(services: &[(u8, u16)]) -> World {
+    let mut world = World::new();
+    for (n, form) in services {
+        world.take(Step::PutService(*n, *form));
+        world.take(Step::PutSlice(*n, *n, 1 << (2 * *n)));
+    }
+    world.commit();
+    world
+}
+
+#[test]
+fn after_a_restart_nobody_has_the_cluster_ip_of_another_service_for_a_moment() {
+    let mut world = with_services(&[(2, 0)]);
+    let address: IpAddr = [10, 96, 0, 3].into();
+    world.take(Step::Restart(0));
+    // While the agent is away somebody claims it as an external address, and is looked at first.
+    world.take(Step::PutService(1, 0b11_0000));
+    world.take(Step::PutSlice(1, 1, 1 << 2));
+    for batches in 1..4 {
+        world.relist(BOTH, true);
+        world.commit_batches(batches);
+        assert_eq!(served(&world, address), endpoint_of(2), "after {batches} batches");
+        world.take(Step::Restart(0));
+    }
 }
