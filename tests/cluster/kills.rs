@@ -12,7 +12,7 @@ use anyhow::{Context, ensure};
 use futures_util::TryStreamExt as _;
 use harness::containerd::{Cni, Version};
 use harness::eventually::eventually;
-use harness::leak_check::remains_of_pods;
+use harness::leak_check::{is_forgotten_by_containerd, remains_of_pods};
 use harness::random::Random;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::runtime::{WatchStreamExt as _, watcher};
@@ -273,8 +273,7 @@ async fn nothing_stays(rig: &Rig, rest: impl Iterator<Item = String>) -> anyhow:
     rig.nothing_is_left().await?;
     eventually(PATIENCE, "nothing to be left of pods", async || {
         let mut left = remains_of_pods(&rig.node).await?;
-        // See the node tier's test of kills: containerd forgets a shim now and then.
-        left.retain(|what| !what.starts_with("shim "));
+        left.retain(|what| !is_forgotten_by_containerd(what));
         ensure!(left.is_empty(), "{left:#?}");
         anyhow::Ok(())
     })

@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 use harness::containerd::{Cni, Version};
 use harness::eventually::eventually;
 use harness::http::Traffic;
-use harness::leak_check::{remains, remains_of_pods};
+use harness::leak_check::{is_forgotten_by_containerd, remains, remains_of_pods};
 use harness::node::Node;
 use harness::random::Random;
 use k8s_openapi::api::core::v1::Pod;
@@ -136,10 +136,7 @@ async fn nothing_stays(node: &mut Node, guests: &Guests) -> anyhow::Result<()> {
     }
     eventually(LONG, "nothing to be left of pods", async || {
         let mut left = remains_of_pods(node).await?;
-        // containerd, 1.6 and 2.x, now and then forgets a shim whose start its client does not live to see (as in
-        // containerd#8931 and #13692). No sandbox or container belongs to it any more, and nothing that CRI offers
-        // finds it.
-        left.retain(|what| !what.starts_with("shim "));
+        left.retain(|what| !is_forgotten_by_containerd(what));
         ensure!(left.is_empty(), "{left:#?}");
         anyhow::Ok(())
     })

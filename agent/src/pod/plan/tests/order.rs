@@ -158,7 +158,7 @@ fn a_new_agent_goes_on_where_a_pod_was_starting_over() {
     sim.exit_by_name("a", 42);
     sim.turn();
     sim.finish_all(|_| true);
-    sim.suffer(Blow::AgentRestarts);
+    sim.suffer(histories::Blow::AgentRestarts);
     sim.settle(sim.now);
     assert_eq!(sim.running(), ["i"]);
     assert_eq!(sim.world.containers.len(), 1);
