@@ -163,7 +163,8 @@ fn replace(planner: &mut Planner<'_>) -> bool {
             planner.start(Op::StopSandbox(sandbox.id.clone()));
         }
     }
-    clear && due_containers(view).next().is_some()
+    // What is being started in the old sandbox may run after all, and would then run twice.
+    clear && !view.may_be_starting() && due_containers(view).next().is_some()
 }
 
 /// Whether what is said of the sandboxes of running containers may be acted on; asks for another look when it is time.

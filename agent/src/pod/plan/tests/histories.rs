@@ -123,3 +123,29 @@ proptest! {
         prop_assert!(sim.world.is_empty());
     }
 }
+
+/// The new sandbox had the container started a second time while the first one ran in the old.
+#[test]
+fn a_start_under_way_in_a_lost_sandbox_ends_before_there_is_another_sandbox() {
+    let mut sim = Sim::new(make_pod(&[], &["a0"], "Always"));
+    let start = OpKey::Start("a0".into());
+    while !sim.inflight.contains_key(&start) {
+        sim.turn();
+        for key in sim.inflight.keys().filter(|key| **key != start).cloned().collect::<Vec<_>>() {
+            sim.finish(&key, true);
+        }
+    }
+    sim.suffer(Blow::SandboxDies);
+    sim.look();
+    for _ in 0..3 {
+        sim.turn();
+        for key in sim.inflight.keys().filter(|key| **key != start).cloned().collect::<Vec<_>>() {
+            sim.finish(&key, true);
+        }
+    }
+    assert_eq!(sim.world.sandboxes.len(), 1, "no other sandbox while the start is under way");
+    sim.finish(&start, true);
+    sim.settle(sim.now + 700 * SECOND);
+    assert_eq!(sim.running(), ["a0"]);
+    assert_eq!(sim.world.sandbox().map(|sandbox| sandbox.attempt), Some(1));
+}
