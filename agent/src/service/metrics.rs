@@ -122,8 +122,6 @@ pub struct Metrics {
     pub comparisons: u64,
     /// Comparisons that found a difference.
     pub drift: u64,
-    /// Elements that the kernel does not take.
-    pub refused_elements: u64,
 }
 
 impl Default for Metrics {
@@ -146,7 +144,6 @@ impl Default for Metrics {
             service_changes: (0, 0),
             comparisons: 0,
             drift: 0,
-            refused_elements: 0,
         }
     }
 }
@@ -324,7 +321,6 @@ impl Metrics {
         for (rest, help, value) in [
             ("comparisons_total", "Comparisons of the kernel's rules with what they should be", self.comparisons),
             ("drift_total", "Comparisons that found rules changed by somebody else", self.drift),
-            ("refused_elements_total", "Elements that the kernel did not take", self.refused_elements),
         ] {
             text.single(&name(rest), "counter", help, value);
         }
