@@ -225,12 +225,19 @@ impl ServiceHandle {
 struct Sink(ServiceHandle);
 
 impl Sink {
-    fn changed(
+    /// Lets an event into the index, counts it, and tells whoever follows from it.
+    fn take<K>(
         &self,
-        is_complete: bool,
-        checks: Option<HealthChecks>,
+        event: WatchEvent<K>,
+        enter: impl FnOnce(&mut Index, WatchEvent<K>),
         count: impl FnOnce(&mut Metrics) -> &mut (u64, u64),
     ) {
+        let is_complete = is_complete(&event);
+        let checks = {
+            let mut index = lock(&self.0.shared.index);
+            enter(&mut index, event);
+            if is_complete { index.take_health_checks() } else { None }
+        };
         {
             let mut metrics = lock(&self.0.shared.metrics);
             metrics.last_queued = unix_now();
@@ -254,24 +261,12 @@ fn is_complete<K>(event: &WatchEvent<K>) -> bool {
 
 impl WatchSink<slim::Service> for Sink {
     fn handle(&mut self, event: WatchEvent<slim::Service>) {
-        let complete = is_complete(&event);
-        let checks = {
-            let mut index = lock(&self.0.shared.index);
-            index.service_event(event);
-            if complete { index.take_health_checks() } else { None }
-        };
-        self.changed(complete, checks, |metrics| &mut metrics.service_changes);
+        self.take(event, Index::service_event, |metrics| &mut metrics.service_changes);
     }
 }
 
 impl WatchSink<slim::EndpointSlice> for Sink {
     fn handle(&mut self, event: WatchEvent<slim::EndpointSlice>) {
-        let complete = is_complete(&event);
-        let checks = {
-            let mut index = lock(&self.0.shared.index);
-            index.slice_event(event);
-            if complete { index.take_health_checks() } else { None }
-        };
-        self.changed(complete, checks, |metrics| &mut metrics.endpoint_changes);
+        self.take(event, Index::slice_event, |metrics| &mut metrics.endpoint_changes);
     }
 }
