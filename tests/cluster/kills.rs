@@ -5,21 +5,19 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use futures_util::TryStreamExt as _;
 use harness::containerd::{Cni, Version};
 use harness::eventually::eventually;
 use harness::leak_check::{is_forgotten_by_containerd, remains_of_pods};
 use harness::random::Random;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
-use kube::runtime::{WatchStreamExt as _, watcher};
 use serde_json::{Value, json};
 
 use crate::resize::{resize, resources};
 use crate::rig::{NAME, PATIENCE, Rig, ready_since};
+use crate::seen::{Seen, name};
 
 /// What one run of all tests has time for.
 const KILLS: u64 = 25;
@@ -130,49 +128,6 @@ fn shown(c: ContainerStatus) -> String {
     format!("{} {id}: {} restarts, ready {}, started {:?}", c.name, c.restart_count, c.ready, c.started)
 }
 
-fn name(pod: &Pod) -> String {
-    pod.metadata.name.clone().unwrap_or_default()
-}
-
-/// Everything that the API server showed of the steady pods.
-struct Seen {
-    other: Arc<Mutex<Vec<String>>>,
-    watch: tokio::task::JoinHandle<()>,
-}
-
-impl Seen {
-    fn of(rig: &Rig, expected: BTreeMap<String, State>) -> Self {
-        let other = Arc::new(Mutex::new(Vec::new()));
-        let found = other.clone();
-        let pods = watcher(rig.api::<Pod>(), watcher::Config::default().labels("app=steady")).applied_objects();
-        let watch = tokio::spawn(async move {
-            let mut pods = std::pin::pin!(pods);
-            let note = |text| found.lock().unwrap_or_else(PoisonError::into_inner).push(text);
-            loop {
-                match pods.try_next().await {
-                    Ok(Some(pod)) if expected.get(&name(&pod)) == Some(&state(&pod)) => {}
-                    Ok(Some(pod)) => {
-                        let before = expected.get(&name(&pod));
-                        note(format!("{}: {before:#?} became {:#?}", name(&pod), state(&pod)));
-                    }
-                    Ok(None) => return,
-                    Err(error) => note(format!("the watch of the test: {error}")),
-                }
-            }
-        });
-        Self { other, watch }
-    }
-
-    fn changes(self) -> anyhow::Result<()> {
-        ensure!(!self.watch.is_finished(), "the watch of the test ended");
-        self.watch.abort();
-        let other = self.other.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = other.first().map(String::as_str).unwrap_or_default();
-        ensure!(other.is_empty(), "{} changes of pods that should not change, the first: {first}", other.len());
-        Ok(())
-    }
-}
-
 /// Guests that are there and those that were told to go.
 #[derive(Default)]
 struct Guests {
@@ -224,7 +179,7 @@ async fn kills(rig: &mut Rig, kills: u64, random: &mut Random) -> anyhow::Result
     for (name, _) in &pods {
         before.insert((*name).to_owned(), state(&rig.pod_is_ready(name).await?));
     }
-    let seen = Seen::of(rig, before);
+    let seen = Seen::of(rig, "steady", before, state);
     let mut guests = Guests::default();
     for round in 0..kills {
         guests.change(rig, round, random).await?;

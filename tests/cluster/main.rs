@@ -13,6 +13,7 @@ mod resources;
 mod restart;
 mod rig;
 mod secrets;
+mod seen;
 mod server;
 mod static_pods;
 mod volumes;

@@ -1,21 +1,20 @@
 //! `kill -9` of the joined agent at random moments: nobody but a reader of its log may notice.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::ensure;
-use futures_util::TryStreamExt as _;
 use harness::containerd::{Cni, Version};
 use harness::eventually::eventually;
 use harness::http::Traffic;
+use harness::random::Random;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::runtime::{WatchStreamExt as _, watcher};
 use nodelet_proto::cri;
 use serde_json::json;
 
 use crate::rig::{NAME, PATIENCE, Rig, address, deploy, no_failures, ready_since};
+use crate::seen::{Seen, name};
 
 const CLUSTER_IP: &str = "10.96.0.80";
 const KILLS: u32 = 50;
@@ -35,11 +34,13 @@ async fn fifty_kills(version: Version, cni: Cni) -> anyhow::Result<()> {
     let mut rig = Rig::joined(version, cni).await?;
     let before = rig.node_is_ready(NAME).await?;
     deploy(&mut rig, "web", REPLICAS, CLUSTER_IP, 30080).await?;
-    let seen = Seen::of(&rig).await?;
+    let pods: BTreeMap<String, State> = rig.pods("web").await?.iter().map(|pod| (name(pod), state(pod))).collect();
+    ensure!(pods.len() == REPLICAS as usize && pods.values().all(|(ready, _)| ready.is_some()));
+    let seen = Seen::of(&rig, "web", pods, state);
     let traffic =
         Traffic::start(rig.node.netns().clone(), address(&format!("{CLUSTER_IP}:80")), "/", Duration::from_millis(2));
-    let mut random = Random(u64::from(std::process::id()) << 20 | 1);
-    println!("seed {}", random.0);
+    let mut random = Random::from_env();
+    println!("NODELET_TEST_SEED={}", random.seed());
     for round in 0..KILLS {
         tokio::time::sleep(Duration::from_millis(random.below(1500))).await;
         if round % 10 == 3 {
@@ -99,47 +100,6 @@ async fn what_was_begun_is_finished(rig: &mut Rig) -> anyhow::Result<()> {
 /// A state of a pod that may not change: since when it is Ready, and its containers with their restarts.
 type State = (Option<String>, Vec<(i32, String)>);
 
-/// Everything that the API server showed of the pods of the Deployment.
-struct Seen {
-    before: BTreeMap<String, State>,
-    other: Arc<Mutex<Vec<String>>>,
-    watch: tokio::task::JoinHandle<()>,
-}
-
-impl Seen {
-    async fn of(rig: &Rig) -> anyhow::Result<Self> {
-        let before: BTreeMap<String, State> =
-            rig.pods("web").await?.iter().map(|pod| (name(pod), state(pod))).collect();
-        ensure!(before.len() == REPLICAS as usize && before.values().all(|(ready, _)| ready.is_some()));
-        let other = Arc::new(Mutex::new(Vec::new()));
-        let (expected, found) = (before.clone(), other.clone());
-        let pods = watcher(rig.api::<Pod>(), watcher::Config::default().labels("app=web")).applied_objects();
-        let watch = tokio::spawn(async move {
-            let mut pods = std::pin::pin!(pods);
-            let note = |text| found.lock().unwrap_or_else(PoisonError::into_inner).push(text);
-            loop {
-                match pods.try_next().await {
-                    Ok(Some(pod)) if expected.get(&name(&pod)) == Some(&state(&pod)) => {}
-                    Ok(Some(pod)) => note(format!("{}: {}", name(&pod), json!(pod.status))),
-                    Ok(None) => return,
-                    Err(error) => note(format!("the watch of the test: {error}")),
-                }
-            }
-        });
-        Ok(Self { before, other, watch })
-    }
-
-    fn changes(self) -> anyhow::Result<()> {
-        ensure!(!self.watch.is_finished(), "the watch of the test ended");
-        self.watch.abort();
-        let other = self.other.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = other.first().map(String::as_str).unwrap_or_default();
-        let named = self.before.iter().find(|(name, _)| first.starts_with(name.as_str()));
-        ensure!(other.is_empty(), "{} changes of pods that should not change; {named:?} became {first}", other.len());
-        Ok(())
-    }
-}
-
 /// Since when the node is Ready.
 fn transition(node: &Node) -> Option<Time> {
     let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
@@ -147,24 +107,8 @@ fn transition(node: &Node) -> Option<Time> {
     ready.next()?.last_transition_time.clone()
 }
 
-fn name(pod: &Pod) -> String {
-    pod.metadata.name.clone().unwrap_or_default()
-}
-
 fn state(pod: &Pod) -> State {
     let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
     let containers = statuses.map(|c| (c.restart_count, c.container_id.clone().unwrap_or_default())).collect();
     (ready_since(pod), containers)
-}
-
-/// xorshift: the moments differ between runs, and the seed is printed.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
 }
