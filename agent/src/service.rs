@@ -19,7 +19,8 @@
 //! At start the table that is in the kernel is read and only the difference is committed: nothing is flushed, no
 //! connection breaks. Nothing is removed before Services and EndpointSlices have been listed once.
 
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::config::proxy::Conntrack;
 
@@ -30,12 +31,16 @@ pub mod element;
 pub mod handle;
 pub mod host_ports;
 pub mod index;
+pub mod isolate;
 pub mod kernel;
 pub mod leaving;
 pub mod metrics;
 pub mod node_ports;
+pub mod notes;
+pub mod notice;
 pub mod program;
 pub mod programmer;
+pub mod refusal;
 pub mod select;
 pub mod slim;
 pub mod structure;
@@ -89,6 +94,16 @@ impl Protocol {
     }
 }
 
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        })
+    }
+}
+
 /// What clients connect to: an address, protocol and port of a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Front {
@@ -100,6 +115,12 @@ pub struct Front {
     pub port: u16,
 }
 
+impl fmt::Display for Front {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", SocketAddr::new(self.address, self.port), self.protocol)
+    }
+}
+
 /// What a connection is sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Backend {
@@ -107,6 +128,12 @@ pub struct Backend {
     pub address: IpAddr,
     /// Port.
     pub port: u16,
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        SocketAddr::new(self.address, self.port).fmt(f)
+    }
 }
 
 /// A network in CIDR notation.
@@ -122,7 +149,7 @@ impl Cidr {
     /// Reads `ADDRESS/PREFIX`; host bits are cleared.
     pub fn parse(text: &str) -> Option<Self> {
         let (address, prefix) = text.split_once('/')?;
-        let (address, prefix): (IpAddr, u8) = (address.parse().ok()?, prefix.parse().ok()?);
+        let (address, prefix): (IpAddr, u8) = (parse_address(address)?, prefix.parse().ok()?);
         let bits = if address.is_ipv4() { 32 } else { 128 };
         (prefix <= bits).then(|| Self { address: first(address, prefix), prefix })
     }
@@ -131,6 +158,26 @@ impl Cidr {
     pub fn contains(&self, address: IpAddr) -> bool {
         address.is_ipv4() == self.address.is_ipv4() && first(address, self.prefix) == self.address
     }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+/// Reads an address as the API does: numbers of IPv4 may have leading zeros, which mean nothing, and an IPv4 address in
+/// IPv6 form is an IPv4 address.
+pub fn parse_address(text: &str) -> Option<IpAddr> {
+    let with_zeros = || {
+        let mut octets = text.split('.').map(|n| {
+            let is_number = !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit());
+            if is_number { n.parse().ok() } else { None }
+        });
+        let address = [octets.next()??, octets.next()??, octets.next()??, octets.next()??];
+        octets.next().is_none().then(|| IpAddr::from(address))
+    };
+    text.parse::<IpAddr>().ok().map(|address| address.to_canonical()).or_else(with_zeros)
 }
 
 /// First address of the network that an address is in.

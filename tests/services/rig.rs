@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use harness::eventually::eventually;
 use harness::netns::{Lan, Netns};
+use nodelet::event::{Event, Recorder, Subject};
 use nodelet::service::{self, Cidr, Local, ServiceHandle, Settings, slim};
 use nodelet::watch::{WatchEvent, WatchSink};
 use serde_json::{Value, json};
+use tokio::sync::mpsc::Receiver;
 
 use crate::traffic;
 
@@ -44,6 +46,8 @@ pub(crate) struct Rig {
     pub(crate) pods: Vec<Pod>,
     pub(crate) settings: Settings,
     agent: Option<Agent>,
+    /// What the running programmer tells people.
+    events: Option<Receiver<Event>>,
 }
 
 /// The running programmer, as the watches see it.
@@ -79,7 +83,7 @@ impl Rig {
             local: Local::Networks(cidrs.to_vec()),
             ..Settings::default()
         };
-        let mut rig = Self { lan, node, pods: Vec::new(), settings, agent: None };
+        let mut rig = Self { lan, node, pods: Vec::new(), settings, agent: None, events: None };
         (0..pods).for_each(|_| rig.add_pod());
         rig
     }
@@ -128,7 +132,9 @@ impl Rig {
     /// Starts the programmer; it is told nothing.
     pub(crate) fn spawn(&mut self) {
         let settings = self.settings.clone();
-        let handle = self.node.within(|| service::spawn(settings)).unwrap().unwrap();
+        let (recorder, events) = Recorder::new();
+        let handle = self.node.within(|| service::spawn(settings, recorder)).unwrap().unwrap();
+        self.events = Some(events);
         let (services, slices) = (Box::new(handle.service_sink()), Box::new(handle.slice_sink()));
         self.agent = Some(Agent { handle, services, slices });
     }
@@ -217,6 +223,16 @@ impl Rig {
             slice(service, family, pods.iter().map(endpoint).collect())
         };
         FAMILIES.map(of).to_vec()
+    }
+
+    /// Events since the last call: reason and Service, and the message.
+    pub(crate) fn events(&mut self) -> Vec<(&'static str, String, String)> {
+        let events = self.events.as_mut().expect("a programmer ran");
+        let text = |event: Event| match event.subject {
+            Subject::Service { key } => (event.reason, key.to_string(), event.message),
+            other => panic!("an event of {other:?}"),
+        };
+        std::iter::from_fn(|| events.try_recv().ok()).map(text).collect()
     }
 
     /// An address of a pod.

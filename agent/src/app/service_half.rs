@@ -109,7 +109,7 @@ pub async fn start(
     let machine = address::of_machine().await;
     let serving = addresses.serving(node, &machine);
     addresses.listen.send_replace(serving.listen);
-    let handle = service::spawn(settings::services(config, serving.addresses))?;
+    let handle = service::spawn(settings::services(config, serving.addresses), recorder.clone())?;
     handle.set_host_addresses(every_address(&machine));
     let conf_dir = config.cni_conf_dir.as_deref().filter(|_| settings::may_own_network(config));
     let own_network = conf_dir.map(|dir| OwnNetwork::new(handle.clone(), settings::cluster_cidrs(config), dir));

@@ -43,7 +43,7 @@ pub enum Message {
 pub struct Mark(usize);
 
 /// Messages of one transaction. The buffer is kept over [`Batch::clear`].
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Batch {
     buffer: Vec<u8>,
     sequence: u32,
@@ -82,11 +82,18 @@ impl Batch {
         self.buffer.len()
     }
 
-    /// The finished transaction; its last message asks for an acknowledgement, and errors come unasked.
-    pub fn finish(&mut self) -> &[u8] {
+    /// The transaction without an end: its last message asks for an acknowledgement, and errors come unasked. The kernel
+    /// validates it and takes it back, as for `nft --check`.
+    pub fn question(&mut self) -> &[u8] {
         let flags = self.last + 6;
         let asked = u16::from_ne_bytes([self.buffer[flags], self.buffer[flags + 1]]) | ACK;
         self.buffer[flags..flags + 2].copy_from_slice(&asked.to_ne_bytes());
+        &self.buffer
+    }
+
+    /// The finished transaction.
+    pub fn finish(&mut self) -> &[u8] {
+        self.question();
         let mark = self.open(BATCH_END, REQUEST, 0, 10);
         self.close_message(mark);
         &self.buffer

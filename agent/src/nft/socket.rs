@@ -58,7 +58,20 @@ impl Kernel {
             return Ok(());
         }
         let last = batch.last_sequence();
-        let bytes = batch.finish();
+        self.send(batch.finish(), last)
+    }
+
+    /// Asks whether a whole batch would be applied; nothing changes.
+    pub fn check(&mut self, batch: &mut Batch) -> Result<(), NftError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let last = batch.last_sequence();
+        self.send(batch.question(), last)
+    }
+
+    /// Sends the messages of a batch, and waits for what comes of them.
+    fn send(&mut self, bytes: &[u8], last: u32) -> Result<(), NftError> {
         // A batch is one datagram, which must fit the send buffer (EMSGSIZE otherwise); the kernel counts its own
         // overhead too, so the buffer is twice as large.
         if bytes.len() * 2 > self.send_buffer {

@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use super::notes::Notes;
 use super::select::{Endpoint, Hints, Standing, Zones};
 use super::slim::{self, HEADLESS, LAST_CHANGE, SERVICE_NAME, SERVICE_PROXY_NAME};
-use super::{Cidr, Protocol};
+use super::{Cidr, Protocol, parse_address};
 use crate::ids::ObjectKey;
 
 /// kube-proxy's and the API's default: three hours.
@@ -70,17 +71,40 @@ fn has_label(meta: &ObjectMeta, name: &str) -> bool {
     meta.labels.as_ref().is_some_and(|labels| labels.contains_key(name))
 }
 
-/// Whether an address can be anybody's but this machine's or this link's own.
-fn is_routable(address: &IpAddr) -> bool {
+/// Why an address cannot be anybody's but this machine's or this link's own; `None` where it can.
+fn unroutable(address: &IpAddr) -> Option<&'static str> {
     let is_link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
-    !(is_link_local || address.is_loopback() || address.is_unspecified() || address.is_multicast())
+    match () {
+        () if is_link_local => Some("an address of one link"),
+        () if address.is_loopback() => Some("a loopback address"),
+        () if address.is_unspecified() => Some("no address of anybody"),
+        () if address.is_multicast() => Some("a multicast address"),
+        () => None,
+    }
 }
 
-fn addresses<'a>(texts: impl Iterator<Item = &'a String>) -> Box<[IpAddr]> {
-    texts.filter_map(|text| text.parse().ok()).filter(is_routable).collect()
+/// Reads addresses; what cannot be one goes into the notes.
+fn addresses<'a>(what: &'static str, texts: impl Iterator<Item = &'a String>, notes: &mut Notes) -> Box<[IpAddr]> {
+    // Nobody checks externalIPs for being empty, and it means nothing.
+    let texts = texts.filter(|text| !text.trim().is_empty());
+    texts.filter_map(|text| address(what, text, notes)).collect()
+}
+
+fn address(what: &'static str, text: &str, notes: &mut Notes) -> Option<IpAddr> {
+    let Some(address) = parse_address(text) else {
+        notes.add(|| format!("{what} {text:?} is not an IP address"));
+        return None;
+    };
+    match unroutable(&address) {
+        None => Some(address),
+        Some(why) => {
+            notes.add(|| format!("{what} {text} is {why}"));
+            None
+        }
+    }
 }
 
 fn port(number: i32) -> Option<u16> {
@@ -88,7 +112,7 @@ fn port(number: i32) -> Option<u16> {
 }
 
 /// A Service that is served by rules; `None` for headless and ExternalName ones, and those of another service proxy.
-pub fn service(service: &slim::Service, external_ip_ranges: Option<&[Cidr]>) -> Option<Service> {
+pub fn service(service: &slim::Service, external_ip_ranges: Option<&[Cidr]>, notes: &mut Notes) -> Option<Service> {
     let spec = &service.spec;
     if spec.kind.as_deref() == Some("ExternalName") {
         return None;
@@ -97,44 +121,77 @@ pub fn service(service: &slim::Service, external_ip_ranges: Option<&[Cidr]>) -> 
         return None;
     }
     let first = spec.cluster_ip.iter().filter(|_| spec.cluster_ips.is_empty());
-    let cluster_ips = addresses(spec.cluster_ips.iter().chain(first));
+    let cluster_ips = spec.cluster_ips.iter().chain(first).filter(|text| *text != "None");
+    let cluster_ips = addresses("clusterIP", cluster_ips, notes);
     if cluster_ips.is_empty() {
         return None;
     }
     let ingress = service.status.load_balancer.ingress.iter();
     let ingress = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_ref());
     let is_load_balancer = spec.kind.as_deref() == Some("LoadBalancer");
-    let external_ips = addresses(spec.external_ips.iter()).into_iter();
-    let external_ips =
-        external_ips.filter(|ip| external_ip_ranges.is_none_or(|all| all.iter().any(|r| r.contains(*ip))));
-    let ports = spec.ports.iter().filter_map(|p| {
-        Some(Port {
-            name: p.name.as_deref().unwrap_or_default().into(),
-            protocol: Protocol::from_api(p.protocol.as_deref())?,
-            port: port(p.port)?,
-            node_port: p.node_port.and_then(port).unwrap_or(0),
-        })
-    });
     let has_affinity = spec.session_affinity.as_deref() == Some("ClientIP");
     let seconds = spec.session_affinity_config.client_ip.timeout_seconds;
     let seconds = seconds.and_then(|s| u32::try_from(s).ok()).filter(|s| *s > 0).unwrap_or(AFFINITY_SECONDS);
     let external_local = spec.external_traffic_policy.as_deref() == Some("Local");
-    Some(Service {
-        cluster_ips,
-        external_ips: external_ips.collect(),
-        ingress_ips: if is_load_balancer { addresses(ingress) } else { Box::default() },
-        source_ranges: source_ranges(&spec.load_balancer_source_ranges),
-        ports: ports.collect(),
+    let service = Service {
+        external_ips: external_ips(&spec.external_ips, external_ip_ranges, notes),
+        ingress_ips: if is_load_balancer { addresses("load balancer address", ingress, notes) } else { Box::default() },
+        source_ranges: source_ranges(&spec.load_balancer_source_ranges, notes),
+        ports: spec.ports.iter().filter_map(|port| service_port(port, notes)).collect(),
         internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
         external_local,
         affinity: has_affinity.then_some(seconds),
         health_check_port: if external_local { spec.health_check_node_port.and_then(port).unwrap_or(0) } else { 0 },
-    })
+        cluster_ips,
+    };
+    for other in service.external_ips.iter().chain(&service.ingress_ips) {
+        if !service.cluster_ips.iter().any(|own| own.is_ipv6() == other.is_ipv6()) {
+            notes.add(|| format!("{other} is of a family that the Service does not have"));
+        }
+    }
+    Some(service)
+}
+
+fn external_ips(texts: &[String], ranges: Option<&[Cidr]>, notes: &mut Notes) -> Box<[IpAddr]> {
+    let mut allowed = Vec::new();
+    for ip in addresses("externalIP", texts.iter(), notes) {
+        if ranges.is_none_or(|all| all.iter().any(|range| range.contains(ip))) {
+            allowed.push(ip);
+        } else {
+            notes.add(|| format!("externalIP {ip} is in none of the ranges that this node's configuration allows"));
+        }
+    }
+    allowed.into()
+}
+
+fn service_port(of: &slim::ServicePort, notes: &mut Notes) -> Option<Port> {
+    let (protocol, number) = (Protocol::from_api(of.protocol.as_deref()), port(of.port));
+    let (Some(protocol), Some(number)) = (protocol, number) else {
+        notes.add(|| format!("port {} of protocol {:?} is none that can be served", of.port, of.protocol));
+        return None;
+    };
+    let node_port = of.node_port.filter(|port| *port != 0);
+    if let Some(wrong) = node_port.filter(|number| port(*number).is_none()) {
+        notes.add(|| format!("nodePort {wrong} is not between 1 and 65535"));
+    }
+    let name = of.name.as_deref().unwrap_or_default().into();
+    Some(Port { name, protocol, port: number, node_port: node_port.and_then(port).unwrap_or(0) })
 }
 
 /// Ranges without those that lie in another one: the kernel refuses ranges that overlap.
-fn source_ranges(texts: &[String]) -> Box<[Cidr]> {
-    let mut ranges: Vec<Cidr> = texts.iter().filter_map(|text| Cidr::parse(text.trim())).collect();
+fn source_ranges(texts: &[String], notes: &mut Notes) -> Box<[Cidr]> {
+    let texts = texts.iter().map(|text| text.trim()).filter(|text| !text.is_empty());
+    let (mut ranges, mut is_limited) = (Vec::<Cidr>::new(), false);
+    for text in texts {
+        is_limited = true;
+        match Cidr::parse(text) {
+            Some(range) => ranges.push(range),
+            None => notes.add(|| format!("source range {text:?} is not a network such as 192.0.2.0/24")),
+        }
+    }
+    if is_limited && ranges.is_empty() {
+        notes.add(|| "no source range is left, so everybody may connect".to_owned());
+    }
     ranges.sort_by_key(|range| (range.prefix, range.address));
     let mut kept: Vec<Cidr> = Vec::new();
     for range in ranges {
@@ -151,35 +208,56 @@ pub fn trigger(slice: &slim::EndpointSlice) -> Option<(Timestamp, bool)> {
     Some((text.parse().ok()?, slice.address_type == "IPv6"))
 }
 
+/// The Service of an EndpointSlice.
+pub fn service_of(slice: &slim::EndpointSlice) -> Option<ObjectKey> {
+    let name = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?;
+    Some(ObjectKey::new(slice.metadata.namespace.as_deref()?, name))
+}
+
 /// An EndpointSlice of a Service; `None` for one of nobody, of a headless Service, or of names instead of addresses.
-pub fn slice(slice: &slim::EndpointSlice, node_name: &str, zones: &mut Zones) -> Option<Slice> {
+pub fn slice(slice: &slim::EndpointSlice, node_name: &str, zones: &mut Zones, notes: &mut Notes) -> Option<Slice> {
     if has_label(&slice.metadata, HEADLESS) {
         return None;
     }
-    let name = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?;
-    let service = ObjectKey::new(slice.metadata.namespace.as_deref()?, name);
+    let service = service_of(slice)?;
     let v6 = match slice.address_type.as_str() {
         "IPv4" => false,
         "IPv6" => true,
         _ => return None,
     };
-    let endpoints = slice.endpoints.iter().filter_map(|e| {
-        let address: IpAddr = e.addresses.first()?.parse().ok()?;
-        // An address of the other family, or one that would reach the node itself, is nobody's endpoint.
-        (address.is_ipv6() == v6 && is_routable(&address)).then(|| endpoint(e, address, node_name, zones))
-    });
-    let endpoints = endpoints.collect();
-    let ports = slice.ports.iter().filter_map(|p| {
-        let protocol = Protocol::from_api(p.protocol.as_deref())?;
-        Some((p.name.as_deref().unwrap_or_default().into(), protocol, port(p.port?)?))
-    });
-    Some(Slice { service, ports: ports.collect(), endpoints })
+    let mut endpoints = Vec::with_capacity(slice.endpoints.len());
+    for e in &slice.endpoints {
+        let Some(text) = e.addresses.first() else {
+            notes.add(|| "an endpoint has no address".to_owned());
+            continue;
+        };
+        // An address that would reach the node itself, or one of the other family, is nobody's endpoint.
+        let Some(address) = address("endpoint", text, notes) else { continue };
+        if address.is_ipv6() == v6 {
+            endpoints.push(endpoint(e, address, node_name, zones));
+        } else {
+            notes.add(|| format!("endpoint {text} is not of the family {}", slice.address_type));
+        }
+    }
+    let ports = slice.ports.iter().filter_map(|p| slice_port(p, notes)).collect();
+    Some(Slice { service, ports, endpoints: endpoints.into() })
+}
+
+/// A port without a name has the empty one, as the API server makes it.
+fn slice_port(of: &slim::EndpointPort, notes: &mut Notes) -> Option<(Box<str>, Protocol, u16)> {
+    let (protocol, number) = (Protocol::from_api(of.protocol.as_deref()), of.port.and_then(port));
+    let (Some(protocol), Some(number)) = (protocol, number) else {
+        let name = of.name.as_deref().unwrap_or_default();
+        notes.add(|| format!("port {name:?} with number {:?} and protocol {:?} is none", of.port, of.protocol));
+        return None;
+    };
+    Some((of.name.as_deref().unwrap_or_default().into(), protocol, number))
 }
 
 fn endpoint(endpoint: &slim::Endpoint, address: IpAddr, node_name: &str, zones: &mut Zones) -> Endpoint {
     let conditions = &endpoint.conditions;
     let ready = conditions.ready.unwrap_or(true);
-    let serving = conditions.serving.unwrap_or(ready);
+    let serving = conditions.serving.unwrap_or(true);
     let standing = match (ready, serving && conditions.terminating == Some(true)) {
         (true, _) => Standing::Ready,
         (false, true) => Standing::Draining,

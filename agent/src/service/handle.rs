@@ -9,7 +9,8 @@ use tokio::sync::watch;
 use super::host_ports::HostPort;
 use super::index::{HealthChecks, Index};
 use super::metrics::{Gauges, Metrics};
-use super::{Settings, slim};
+use super::{Settings, notice, slim};
+use crate::event::Recorder;
 use crate::ids::ObjectKey;
 use crate::watch::{WatchEvent, WatchSink};
 
@@ -42,6 +43,8 @@ pub struct Status {
     pub repairs: u64,
     /// Installed fronts and endpoints.
     pub size: (usize, usize),
+    /// Fronts of which the kernel refuses something.
+    pub refused: usize,
 }
 
 /// What the thread and its handles share.
@@ -56,6 +59,7 @@ pub(super) struct Shared {
     pub(super) done: Mutex<u64>,
     pub(super) is_done: Condvar,
     health: watch::Sender<HealthChecks>,
+    recorder: Recorder,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -69,7 +73,7 @@ pub(super) fn unix_now() -> f64 {
 }
 
 impl Shared {
-    pub(super) fn new(settings: &Settings) -> Self {
+    pub(super) fn new(settings: &Settings, recorder: Recorder) -> Self {
         Self {
             index: Mutex::new(Index::new(settings)),
             settings: Mutex::new(settings.clone()),
@@ -80,6 +84,7 @@ impl Shared {
             done: Mutex::default(),
             is_done: Condvar::new(),
             health: watch::Sender::new(HealthChecks::new()),
+            recorder,
         }
     }
 
@@ -159,7 +164,8 @@ impl ServiceHandle {
     /// Metrics in Prometheus' text format.
     pub fn metrics(&self) -> String {
         let without_local = lock(&self.shared.index).without_local_endpoints();
-        let gauges = Gauges { without_local, size: lock(&self.shared.status).size };
+        let Status { size, refused, .. } = self.status();
+        let gauges = Gauges { without_local, size, refused };
         let metrics = lock(&self.shared.metrics).clone();
         metrics.render(&gauges)
     }
@@ -233,11 +239,12 @@ impl Sink {
         count: impl FnOnce(&mut Metrics) -> &mut (u64, u64),
     ) {
         let is_complete = is_complete(&event);
-        let checks = {
+        let (checks, ignored) = {
             let mut index = lock(&self.0.shared.index);
             enter(&mut index, event);
-            if is_complete { index.take_health_checks() } else { None }
+            (if is_complete { index.take_health_checks() } else { None }, index.take_ignored())
         };
+        ignored.into_iter().for_each(|ignored| notice::ignored(&self.0.shared.recorder, ignored));
         {
             let mut metrics = lock(&self.0.shared.metrics);
             metrics.last_queued = unix_now();

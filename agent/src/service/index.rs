@@ -8,11 +8,20 @@ use jiff::Timestamp;
 use super::convert::{self, Port, Service, Slice};
 use super::host_ports::{self, HostPort};
 use super::leaving::Leaving;
+use super::notes::Notes;
 use super::program::{Program, Way};
+use super::refusal::Refusals;
 use super::select::{Endpoint, Selected, Standing, Zones, select};
 use super::{Backend, Cidr, Front, Settings, slim};
 use crate::ids::ObjectKey;
 use crate::watch::WatchEvent;
+
+mod ignored;
+mod refused;
+mod views;
+
+pub use ignored::Ignored;
+use ignored::{Kind, Said};
 
 /// How much right a front has to an address and port that another Service has, too: less is more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,6 +75,10 @@ pub struct Index {
     /// Addresses of the node that serve hostPorts without an address.
     host_addresses: Vec<IpAddr>,
     awaits_host_ports: bool,
+    /// What was left out of objects.
+    said: Said,
+    /// What the kernel does not take at present.
+    refusals: Refusals,
     /// When pods changed whose endpoints are new here, and whether those are IPv6.
     triggers: Vec<(Timestamp, bool)>,
 }
@@ -120,6 +133,11 @@ impl Index {
     /// Takes the Services that may come to something else now.
     pub fn take_dirty(&mut self) -> BTreeSet<ObjectKey> {
         std::mem::take(&mut self.dirty)
+    }
+
+    /// Takes what was left out of objects since the last call.
+    pub fn take_ignored(&mut self) -> Vec<Ignored> {
+        self.said.take()
     }
 
     /// Takes when the pods changed whose endpoints came since the last call.
@@ -228,7 +246,10 @@ impl Index {
                 if let Some(listed) = &mut self.listing_services {
                     listed.insert(key.clone());
                 }
-                match convert::service(&service, self.external_ip_ranges.as_deref()) {
+                let mut notes = Notes::default();
+                let new = convert::service(&service, self.external_ip_ranges.as_deref(), &mut notes);
+                self.said.note((Kind::Service, &key), &key, &notes);
+                match new {
                     Some(new) => self.put_service(key, new),
                     None => self.remove_service(&key),
                 }
@@ -236,12 +257,14 @@ impl Index {
             WatchEvent::InitDone => {
                 self.synced.0 = true;
                 if let Some(listed) = self.listing_services.take() {
+                    self.said.keep(Kind::Service, &listed);
                     let gone: Vec<_> = self.services.keys().filter(|key| !listed.contains(*key)).cloned().collect();
                     gone.iter().for_each(|key| self.remove_service(key));
                 }
             }
             WatchEvent::Delete(service) => {
                 if let Some(key) = convert::key(&service.metadata) {
+                    self.said.forget((Kind::Service, &key));
                     self.remove_service(&key);
                 }
             }
@@ -284,7 +307,12 @@ impl Index {
                     Some(listed) => listed.insert(key.clone()),
                     None => false,
                 };
-                match convert::slice(&slice, &self.node_name, &mut self.zones) {
+                let mut notes = Notes::default();
+                let new = convert::slice(&slice, &self.node_name, &mut self.zones, &mut notes);
+                if let Some(service) = convert::service_of(&slice) {
+                    self.said.note((Kind::EndpointSlice, &key), &service, &notes);
+                }
+                match new {
                     Some(new) => {
                         // What a list says may have changed long ago.
                         let trigger = convert::trigger(&slice).filter(|_| !is_listed && self.has_synced());
@@ -298,12 +326,14 @@ impl Index {
             WatchEvent::InitDone => {
                 self.synced.1 = true;
                 if let Some(listed) = self.listing_slices.take() {
+                    self.said.keep(Kind::EndpointSlice, &listed);
                     let gone: Vec<_> = self.slices.keys().filter(|key| !listed.contains(*key)).cloned().collect();
                     gone.iter().for_each(|key| self.remove_slice(key));
                 }
             }
             WatchEvent::Delete(slice) => {
                 if let Some(key) = convert::key(&slice.metadata) {
+                    self.said.forget((Kind::EndpointSlice, &key));
                     self.remove_slice(&key);
                 }
             }
@@ -337,9 +367,16 @@ impl Index {
         self.settle();
     }
 
-    /// What a Service comes to: all of its fronts with the endpoints that serve each. Of its own claims to the same
-    /// address and port the one with most right stands.
+    /// What a Service comes to, without what the kernel does not take.
     pub fn desired(&self, key: &ObjectKey) -> Desired {
+        let mut desired = self.asked(key);
+        self.refusals.leave_out(&mut desired);
+        desired
+    }
+
+    /// All fronts of a Service with the endpoints that serve each. Of its own claims to the same address and port the one
+    /// with most right stands.
+    fn asked(&self, key: &ObjectKey) -> Desired {
         let mut desired = Desired::new();
         if let Some(ports) = self.host_ports.get(key) {
             return host_ports::desired(ports, &self.host_addresses);
@@ -386,52 +423,6 @@ impl Index {
             endpoint.standing = Standing::Draining;
         }
         endpoint
-    }
-
-    /// Counts Services with a policy `Local` and endpoints elsewhere only, port by port as kube-proxy does.
-    pub fn without_local_endpoints(&self) -> WithoutLocal {
-        let mut counts = WithoutLocal::default();
-        for (key, service) in self.services.iter().filter(|(_, s)| s.internal_local || s.external_local) {
-            let is_external = !service.external_ips.is_empty() || !service.ingress_ips.is_empty();
-            for port in &service.ports {
-                let endpoints = self.endpoints(key, port);
-                for v6 in [false, true] {
-                    let selected = select(&endpoints, v6, self.zone);
-                    let is_elsewhere = selected.local.is_empty() && !selected.cluster.is_empty();
-                    let external = is_elsewhere && service.external_local && (is_external || port.node_port > 0);
-                    counts.internal[usize::from(v6)] += usize::from(is_elsewhere && service.internal_local);
-                    counts.external[usize::from(v6)] += usize::from(external);
-                }
-            }
-        }
-        counts
-    }
-
-    /// Addresses of endpoints on this node, for hairpin connections; none of what is no Service.
-    pub fn local_addresses(&self, key: &ObjectKey) -> BTreeSet<IpAddr> {
-        if let Some(ports) = self.host_ports.get(key) {
-            return ports.iter().map(|port| port.pod.address).collect();
-        }
-        if !self.services.contains_key(key) {
-            return BTreeSet::new();
-        }
-        let slices = self.slices_of.get(key).into_iter().flatten().filter_map(|key| self.slices.get(key));
-        slices.flat_map(|slice| slice.endpoints.iter().filter(|e| e.local).map(|e| e.address)).collect()
-    }
-
-    /// Services with a health check port, where that has changed since the last call. Nothing before both lists are
-    /// complete: a load balancer that is told of no endpoint takes the node away.
-    pub fn take_health_checks(&mut self) -> Option<HealthChecks> {
-        let is_news = self.has_synced() && std::mem::take(&mut self.is_health_news);
-        is_news.then(|| self.health.clone())
-    }
-
-    /// How many ready endpoints of a family a Service has on this node.
-    pub fn local_endpoints(&self, key: &ObjectKey, v6: bool) -> usize {
-        let slices = self.slices_of.get(key).into_iter().flatten().filter_map(|key| self.slices.get(key));
-        let local = slices.flat_map(|slice| &slice.endpoints).filter(|e| e.local && e.address.is_ipv6() == v6);
-        let ready = local.filter(|e| self.standing(**e).standing == Standing::Ready).map(|e| e.address);
-        ready.collect::<BTreeSet<_>>().len()
     }
 }
 

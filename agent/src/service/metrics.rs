@@ -155,6 +155,8 @@ pub struct Gauges {
     pub without_local: WithoutLocal,
     /// Installed fronts and endpoints.
     pub size: (usize, usize),
+    /// Fronts of which the kernel refuses something.
+    pub refused: usize,
 }
 
 /// The text of a family of samples.
@@ -327,6 +329,7 @@ impl Metrics {
         let (fronts, endpoints) = gauges.size;
         text.single(&name("fronts"), "gauge", "Addresses and ports that are served or refused", fronts);
         text.single(&name("endpoints"), "gauge", "Endpoints of all fronts", endpoints);
+        text.single(&name("refused"), "gauge", "Fronts of which the kernel refuses something", gauges.refused);
     }
 }
 
@@ -353,7 +356,7 @@ mod tests {
         metrics.endpoint_changes = (7, 1);
         metrics.drift = 3;
         let without_local = WithoutLocal { internal: [1, 0], external: [0, 4] };
-        let text = metrics.render(&Gauges { without_local, size: (5, 6) });
+        let text = metrics.render(&Gauges { without_local, size: (5, 6), refused: 2 });
         for line in [
             "# TYPE kubeproxy_sync_proxy_rules_duration_seconds histogram",
             "kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family=\"IPv4\",le=\"0.001\"} 1",
@@ -370,6 +373,7 @@ mod tests {
             "kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family=\"IPv4\"} 0",
             "nodelet_services_drift_total 3",
             "nodelet_services_fronts 5",
+            "nodelet_services_refused 2",
             "nodelet_services_batch_bytes_count 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");

@@ -5,7 +5,8 @@
 //!                      │                 │ yes
 //!                      │                 ▼
 //!                      │        update dirty Services ─► batch ─► commit ──ok──► conntrack
-//!  listener ──audit────┘                                           └─refused─► forget, adopt again, retry with back-off
+//!  listener ──audit────┘                                           └─refused─► forget, adopt again, find out what
+//!                                                                              is refused, and do without it
 //! ```
 //!
 //! A change is committed as soon as it is seen; changes that come while a commit is under way go together into the next.
@@ -19,9 +20,12 @@ use std::time::{Duration, Instant, SystemTime};
 use jiff::Timestamp;
 
 use super::handle::{ServiceHandle, Shared, Status, Wake, lock, unix_now};
+use super::isolate::{self, Found};
 use super::structure::TABLE;
 use super::table::Tables;
-use super::{Front, Settings, affinity, conntrack, kernel, sysctls, takeover};
+use super::{Front, Settings, affinity, conntrack, kernel, notice, sysctls, takeover};
+use crate::event::Recorder;
+use crate::ids::ObjectKey;
 use crate::nft::batch::Batch;
 use crate::nft::listener::Listener;
 use crate::nft::socket::Kernel;
@@ -33,9 +37,10 @@ const AUDIT: Duration = Duration::from_secs(600);
 const CHUNK: usize = 1000;
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
-/// Starts the programmer in the network namespace of the calling thread.
-pub fn spawn(settings: Settings) -> io::Result<ServiceHandle> {
-    let shared = Arc::new(Shared::new(&settings));
+/// Starts the programmer in the network namespace of the calling thread. What people should know of their Services
+/// goes to `recorder`.
+pub fn spawn(settings: Settings, recorder: Recorder) -> io::Result<ServiceHandle> {
+    let shared = Arc::new(Shared::new(&settings, recorder.clone()));
     let kernel = Kernel::open()?;
     let listener = Listener::open(kernel.port()?)?;
     let programmer = Programmer {
@@ -45,6 +50,7 @@ pub fn spawn(settings: Settings) -> io::Result<ServiceHandle> {
         tables: None,
         batch: Batch::new(),
         refusals: 0,
+        recorder,
         unreconciled: BTreeSet::new(),
         unforgotten: BTreeSet::new(),
         is_first: true,
@@ -72,6 +78,8 @@ struct Programmer {
     batch: Batch,
     /// How often in a row the kernel has refused a batch.
     refusals: u32,
+    /// Tells people about their Services.
+    recorder: Recorder,
     /// Fronts whose flows are to be compared with conntrack.
     unreconciled: BTreeSet<Front>,
     /// Fronts whose clients are to be compared with what is remembered of them.
@@ -89,7 +97,9 @@ impl Programmer {
         let mut retry: Option<Duration> = None;
         let mut next_audit = Instant::now() + AUDIT;
         loop {
-            let deadline = retry.map_or(next_audit, |delay| Instant::now() + delay);
+            let trial = lock(&self.shared.index).refusals().next_trial();
+            let next_look = trial.map_or(next_audit, |trial| trial.min(next_audit));
+            let deadline = retry.map_or(next_look, |delay| Instant::now() + delay);
             let wake = self.wait(deadline, retry.is_some());
             if wake.stop {
                 return;
@@ -162,17 +172,19 @@ impl Programmer {
             Some(tables) => (tables, false),
             None => (self.adopt()?, true),
         };
-        self.program(&mut tables, is_fresh)?;
+        // What the kernel refuses may be among it: then that is found out before anything is committed.
+        let is_doubtful = lock(&self.shared.index).retry_refused(began) || self.refusals > 0;
+        self.program(&mut tables, is_fresh, is_doubtful)?;
         self.forget(&tables, is_fresh)?;
         self.reconcile(&mut tables, is_fresh);
-        let size = tables.size();
+        let (size, refused) = (tables.size(), lock(&self.shared.index).refusals().len());
         self.tables = Some(tables);
         self.take_over(audit);
         {
             let mut status = lock(&self.shared.status);
             let last_commit = Some(SystemTime::now());
             let Status { comparisons, repairs, .. } = *status;
-            *status = Status { last_commit, waiting_since: None, error: None, comparisons, repairs, size };
+            *status = Status { last_commit, waiting_since: None, error: None, comparisons, repairs, size, refused };
         }
         self.count(is_fresh, began.elapsed());
         Ok(true)
@@ -233,7 +245,7 @@ impl Programmer {
     }
 
     /// Brings the kernel to what the index says.
-    fn program(&mut self, tables: &mut Tables, is_fresh: bool) -> Result<(), NftError> {
+    fn program(&mut self, tables: &mut Tables, is_fresh: bool, is_doubtful: bool) -> Result<(), NftError> {
         let mut pending = {
             let mut index = lock(&self.shared.index);
             let dirty = index.take_dirty();
@@ -244,6 +256,10 @@ impl Programmer {
         let chunk = if self.refusals < 2 { CHUNK } else { usize::MAX };
         loop {
             tables.step(&lock(&self.shared.index), &mut pending, chunk);
+            if is_doubtful {
+                self.leave_out(tables, &mut pending)?;
+            }
+            self.tell_conflicts(tables);
             let elements = tables.write(&mut self.batch);
             if elements > 0 {
                 lock(&self.shared.metrics).batch_elements.observe(elements as f64);
@@ -255,9 +271,31 @@ impl Programmer {
             }
             self.commit()?;
             if pending.is_empty() {
-                return Ok(());
+                break;
             }
         }
+        for front in lock(&self.shared.index).all_taken() {
+            tracing::info!(%front, "the kernel takes what it refused before");
+        }
+        Ok(())
+    }
+
+    /// Finds out what the kernel would refuse of the changes that are noted, and takes it out of them.
+    fn leave_out(&mut self, tables: &mut Tables, pending: &mut BTreeSet<ObjectKey>) -> Result<(), NftError> {
+        let found = isolate::isolate(&mut self.kernel, &self.batch, tables)?;
+        let mut index = lock(&self.shared.index);
+        for Found { front, refused, error } in found {
+            notice::refused(&self.recorder, tables.owner(&front), &front, &refused, &error);
+            index.refuse(front, refused, &error.to_string(), Instant::now());
+        }
+        for key in index.take_dirty() {
+            pending.extend(tables.update(&index, &key));
+        }
+        Ok(())
+    }
+
+    fn tell_conflicts(&self, tables: &mut Tables) {
+        tables.conflicts.drain(..).for_each(|conflict| notice::conflict(&self.recorder, &conflict));
     }
 
     fn commit(&mut self) -> Result<(), NftError> {

@@ -4,10 +4,13 @@
 //! sets. What a former agent left is read back into programs. What cannot be one (somebody deleted half of it, say) is
 //! removed element by element in the transaction that programs the front anew.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use super::element::{digest, family, octets, read_address};
+use addresses::Addresses;
+pub use adoption::{Adoption, Sum};
+
+use super::element::{digest, family, octets};
 use super::index::{Claim, Index, Rank};
 use super::program::{Element, Program};
 use super::structure::{Numbered, SetName, TABLE};
@@ -15,8 +18,10 @@ use super::{Backend, Front, Protocol};
 use crate::ids::ObjectKey;
 use crate::nft::Family;
 use crate::nft::batch::{Batch, Message};
-use crate::nft::decode::Raw;
 use crate::nft::expr::{self, elements};
+
+mod addresses;
+mod adoption;
 
 #[derive(Clone, Debug, Default)]
 struct Installed {
@@ -26,56 +31,6 @@ struct Installed {
     program: Program,
 }
 
-/// A set of addresses that many fronts or endpoints share.
-#[derive(Debug, Default)]
-struct Addresses {
-    wanted: HashMap<IpAddr, u32>,
-    installed: HashSet<IpAddr>,
-    touched: BTreeSet<IpAddr>,
-}
-
-impl Addresses {
-    fn want(&mut self, address: IpAddr) {
-        *self.wanted.entry(address).or_default() += 1;
-        self.touched.insert(address);
-    }
-
-    fn release(&mut self, address: IpAddr) {
-        if let Some(count) = self.wanted.get_mut(&address) {
-            *count -= 1;
-            if *count == 0 {
-                self.wanted.remove(&address);
-            }
-        }
-        self.touched.insert(address);
-    }
-
-    fn adopt(&mut self, address: IpAddr) {
-        self.installed.insert(address);
-        self.touched.insert(address);
-    }
-
-    /// What is to be removed and what is to be added, which is then taken as done. What was adopted and is not wanted yet
-    /// stays until everything was looked at.
-    fn settle(&mut self, keep: bool) -> (Vec<IpAddr>, Vec<IpAddr>) {
-        let (mut add, mut remove, mut later) = (Vec::new(), Vec::new(), BTreeSet::new());
-        for address in std::mem::take(&mut self.touched) {
-            match (self.wanted.contains_key(&address), self.installed.contains(&address)) {
-                (true, false) => add.push(address),
-                (false, true) if keep => drop(later.insert(address)),
-                (false, true) => remove.push(address),
-                (true, true) | (false, false) => {}
-            }
-        }
-        self.touched = later;
-        self.installed.extend(add.iter().copied());
-        for address in &remove {
-            self.installed.remove(address);
-        }
-        (remove, add)
-    }
-}
-
 /// What a Service has.
 #[derive(Debug, Default)]
 struct Owned {
@@ -83,6 +38,34 @@ struct Owned {
     /// Fronts that it should have and another Service has.
     waits: BTreeSet<Front>,
     local: BTreeSet<IpAddr>,
+}
+
+/// Two Services claim the same address and port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The address and port.
+    pub front: Front,
+    /// Who is served there.
+    pub winner: ObjectKey,
+    /// Who is not.
+    pub loser: ObjectKey,
+}
+
+/// Elements that come and go.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// To be deleted.
+    pub removed: BTreeSet<Element>,
+    /// To be added.
+    pub added: BTreeSet<Element>,
+}
+
+impl Changes {
+    /// Takes in others, too.
+    pub fn extend(&mut self, others: &Self) {
+        self.removed.extend(&others.removed);
+        self.added.extend(&others.added);
+    }
 }
 
 /// An element that does not fit, as it is to be deleted.
@@ -103,8 +86,7 @@ pub struct Tables {
     chains: BTreeSet<(Family, Numbered)>,
     cluster_ips: Addresses,
     hairpin: Addresses,
-    removed: BTreeSet<Element>,
-    added: BTreeSet<Element>,
+    changes: Changes,
     strays: Vec<Stray>,
     /// Who claims a front of which is not known yet whose it was, by right.
     held: BTreeSet<(Rank, ObjectKey)>,
@@ -116,6 +98,8 @@ pub struct Tables {
     sum: u64,
     /// Whether all Services were looked at since the adoption.
     is_complete: bool,
+    /// Services that newly wait for a front, which another one has.
+    pub conflicts: Vec<Conflict>,
     /// Fronts of UDP and SCTP whose endpoints changed; conntrack is asked about them.
     pub touched: BTreeSet<Front>,
     /// Fronts with session affinity whose endpoints changed; some clients may be remembered in vain.
@@ -142,6 +126,11 @@ impl Tables {
     /// What a front comes to.
     pub fn program(&self, front: &Front) -> Option<&Program> {
         self.fronts.get(front).map(|installed| &installed.program)
+    }
+
+    /// The Service that is served at a front.
+    pub fn owner(&self, front: &Front) -> Option<&ObjectKey> {
+        self.fronts.get(front)?.owner.as_ref()
     }
 
     /// All fronts.
@@ -237,7 +226,7 @@ impl Tables {
         owned.local.iter().for_each(|address| self.hairpin.want(*address));
         for (front, claim) in desired {
             let is_cluster_ip = claim.rank == Rank::ClusterIp;
-            if self.claim(&front, claim, key) {
+            if self.claim(&front, claim, (key, &old.waits)) {
                 owned.fronts.insert(front, is_cluster_ip);
                 if is_cluster_ip {
                     self.cluster_ips.want(front.address);
@@ -264,13 +253,15 @@ impl Tables {
 
     /// Gives a front to a Service, unless another one has more right to it. Who that is does not depend on who came
     /// first, so that a restart changes nothing.
-    fn claim(&mut self, front: &Front, claim: Claim, key: &ObjectKey) -> bool {
+    fn claim(&mut self, front: &Front, claim: Claim, (key, waited): (&ObjectKey, &BTreeSet<Front>)) -> bool {
         let installed = self.fronts.get(front);
         let other = installed.and_then(|f| f.owner.clone().map(|owner| (f.rank, owner)));
         if let Some((rank, other)) = other.filter(|(_, other)| other != key) {
             let is_ours = (claim.rank, key) < (rank, &other);
             let (winner, loser) = if is_ours { (key, &other) } else { (&other, key) };
-            tracing::warn!(service = %loser, %winner, address = %front.address, port = front.port, "two Services have the same address and port; only one of them is served there");
+            if is_ours || !waited.contains(front) {
+                self.conflicts.push(Conflict { front: *front, winner: winner.clone(), loser: loser.clone() });
+            }
             self.waiting.entry(*front).or_default().insert(loser.clone());
             if !is_ours {
                 return false;
@@ -321,14 +312,14 @@ impl Tables {
         self.endpoints = self.endpoints + count(new) - count(old);
         for element in before.difference(&after) {
             self.sum = self.sum.wrapping_sub(digest(element));
-            if !self.added.remove(element) {
-                self.removed.insert(*element);
+            if !self.changes.added.remove(element) {
+                self.changes.removed.insert(*element);
             }
         }
         for element in after.difference(&before) {
             self.sum = self.sum.wrapping_add(digest(element));
-            if !self.removed.remove(element) {
-                self.added.insert(*element);
+            if !self.changes.removed.remove(element) {
+                self.changes.added.insert(*element);
             }
         }
         let ways = |program: Option<&Program>| program.map(|p| (p.all.clone(), p.local.clone()));
@@ -342,7 +333,23 @@ impl Tables {
 
     /// Writes all changes since the last call; answers how many elements of fronts that are.
     pub fn write(&mut self, batch: &mut Batch) -> usize {
-        for stray in std::mem::take(&mut self.strays) {
+        self.write_strays(batch);
+        self.strays.clear();
+        let changes = std::mem::take(&mut self.changes);
+        let chains = self.write_changes(batch, &changes);
+        self.chains.extend(chains);
+        for set in [SetName::ClusterIps, SetName::Hairpin] {
+            let keep = !self.is_complete;
+            let (remove, add) = self.addresses(set).settle(keep);
+            write_addresses(batch, Message::DelElements, set, &remove);
+            write_addresses(batch, Message::NewElements, set, &add);
+        }
+        changes.removed.len() + changes.added.len()
+    }
+
+    /// Writes the removal of what does not fit.
+    pub fn write_strays(&self, batch: &mut Batch) {
+        for stray in &self.strays {
             let of = (stray.family, TABLE, stray.set.name());
             elements(batch, Message::DelElements, of, [stray], |b, stray| {
                 expr::value(b, 1, &stray.key);
@@ -351,24 +358,47 @@ impl Tables {
                 }
             });
         }
-        let (removed, added) = (std::mem::take(&mut self.removed), std::mem::take(&mut self.added));
-        for element in &added {
+    }
+
+    /// Writes some changes of elements of fronts; answers the chains that they need and that were not there.
+    pub fn write_changes(&self, batch: &mut Batch, changes: &Changes) -> BTreeSet<(Family, Numbered)> {
+        let mut chains = BTreeSet::new();
+        for element in &changes.added {
             let of = family(element.front().address);
             if let Some(chain) = element.chain()
-                && self.chains.insert((of, chain))
+                && !self.chains.contains(&(of, chain))
+                && chains.insert((of, chain))
             {
                 chain.write(batch, of);
             }
         }
-        write_runs(batch, Message::DelElements, &removed, Element::write_key);
-        write_runs(batch, Message::NewElements, &added, Element::write);
-        for set in [SetName::ClusterIps, SetName::Hairpin] {
-            let keep = !self.is_complete;
-            let (remove, add) = self.addresses(set).settle(keep);
-            write_addresses(batch, Message::DelElements, set, &remove);
-            write_addresses(batch, Message::NewElements, set, &add);
+        write_runs(batch, Message::DelElements, &changes.removed, Element::write_key);
+        write_runs(batch, Message::NewElements, &changes.added, Element::write);
+        chains
+    }
+
+    /// The changes of elements since the last [`Tables::write`], by front.
+    pub fn changes(&self) -> BTreeMap<Front, Changes> {
+        let mut all = BTreeMap::<Front, Changes>::new();
+        for element in &self.changes.removed {
+            all.entry(*element.front()).or_default().removed.insert(*element);
         }
-        removed.len() + added.len()
+        for element in &self.changes.added {
+            all.entry(*element.front()).or_default().added.insert(*element);
+        }
+        all
+    }
+
+    /// From what the kernel has of a front to a program, when these are its changes so far.
+    pub fn changes_to(&self, front: &Front, program: &Program, so_far: &Changes) -> Changes {
+        let noted = self.program(front).map(|program| program.elements(front)).unwrap_or_default();
+        let kept = noted.difference(&so_far.added);
+        let before: BTreeSet<Element> = kept.chain(&so_far.removed).copied().collect();
+        let after = program.elements(front);
+        Changes {
+            removed: before.difference(&after).copied().collect(),
+            added: after.difference(&before).copied().collect(),
+        }
     }
 
     fn addresses(&mut self, set: SetName) -> &mut Addresses {
@@ -377,7 +407,7 @@ impl Tables {
 
     /// What the elements of the kernel must sum up to.
     pub fn sum(&self) -> Sum {
-        let mut sum = Sum { elements: self.sum, ..Sum::default() };
+        let mut sum = Sum::of_elements(self.sum);
         let addresses = [(SetName::ClusterIps, &self.cluster_ips), (SetName::Hairpin, &self.hairpin)];
         for (set, addresses) in addresses {
             addresses.installed.iter().for_each(|address| sum.add_address(set, *address));
@@ -407,111 +437,5 @@ fn write_addresses(batch: &mut Batch, message: Message, set: SetName, addresses:
             }
             expr::value(b, 1, &key);
         });
-    }
-}
-
-/// A number for all elements of our sets, whatever their order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sum {
-    elements: u64,
-    addresses: u64,
-    /// Elements that are none of ours.
-    strange: u64,
-}
-
-impl Sum {
-    fn add_address(&mut self, set: SetName, address: IpAddr) {
-        self.addresses = self.addresses.wrapping_add(digest(&(set, address)));
-    }
-
-    /// Adds an element of a dump.
-    pub fn add(&mut self, family: Family, set: SetName, raw: &Raw<'_>) {
-        match what(family, set, raw) {
-            Some(What::Element(element)) => self.elements = self.elements.wrapping_add(digest(&element)),
-            Some(What::Address(address)) => self.add_address(set, address),
-            None => self.strange += 1,
-        }
-    }
-}
-
-enum What {
-    Element(Element),
-    Address(IpAddr),
-}
-
-/// What an element of a dump is; `None` when it is nothing that we write.
-fn what(family: Family, set: SetName, raw: &Raw<'_>) -> Option<What> {
-    match set {
-        SetName::ClusterIps => read_address(family, raw.key).map(|(address, _)| What::Address(address)),
-        SetName::Hairpin => {
-            let (address, rest) = read_address(family, raw.key)?;
-            let (same, _) = read_address(family, rest)?;
-            (address == same).then_some(What::Address(address))
-        }
-        _ => Element::read(family, set, raw).map(What::Element),
-    }
-}
-
-/// Reading what the kernel holds, in two passes: the second one only when something does not fit.
-#[derive(Debug, Default)]
-pub struct Adoption {
-    tables: Tables,
-    sums: HashMap<Front, u64>,
-    misfits: HashSet<Front>,
-    is_strange: bool,
-}
-
-impl Adoption {
-    /// Takes note of a chain.
-    pub fn chain(&mut self, family: Family, name: &str) {
-        self.tables.chains.extend(Numbered::parse(name).map(|chain| (family, chain)));
-    }
-
-    /// First pass: an element.
-    pub fn element(&mut self, family: Family, set: SetName, raw: &Raw<'_>) {
-        match what(family, set, raw) {
-            Some(What::Element(element)) => {
-                let front = *element.front();
-                self.tables.fronts.entry(front).or_default().program.take_in(&element);
-                let sum = self.sums.entry(front).or_default();
-                *sum = sum.wrapping_add(digest(&element));
-            }
-            Some(What::Address(address)) => self.tables.addresses(set).adopt(address),
-            None => self.is_strange = true,
-        }
-    }
-
-    /// Ends the first pass; answers whether a second one is needed.
-    pub fn needs_second_pass(&mut self) -> bool {
-        for (front, sum) in std::mem::take(&mut self.sums) {
-            let Some(installed) = self.tables.fronts.get(&front) else { continue };
-            let elements = installed.program.elements(&front);
-            if elements.iter().map(digest).fold(0, u64::wrapping_add) == sum {
-                self.tables.sum = self.tables.sum.wrapping_add(sum);
-                self.tables.endpoints += installed.program.all.backends().len();
-            } else {
-                self.tables.fronts.remove(&front);
-                self.misfits.insert(front);
-            }
-        }
-        self.is_strange || !self.misfits.is_empty()
-    }
-
-    /// Second pass: an element.
-    pub fn element_again(&mut self, family: Family, set: SetName, raw: &Raw<'_>) {
-        let is_stray = match what(family, set, raw) {
-            Some(What::Element(element)) => self.misfits.contains(element.front()),
-            Some(What::Address(_)) => false,
-            None => true,
-        };
-        if is_stray {
-            let (key, end) = (raw.key.to_vec(), raw.end.map(<[u8]>::to_vec));
-            self.tables.strays.push(Stray { family, set, key, end });
-        }
-    }
-
-    /// What was read.
-    pub fn finish(self) -> Tables {
-        self.tables
     }
 }

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use objects::{Objects, service, slice, slim};
 use proptest::prelude::*;
 use virtual_kernel::Kernel;
 
 use super::index::Index;
-use super::program::Way;
+use super::program::{Program, Way};
+use super::refusal::Refused;
 use super::table::Tables;
 use super::{Backend, Front, Protocol, Settings};
 use crate::ids::ObjectKey;
@@ -37,6 +39,10 @@ enum Step {
     Restart(u8),
     /// Somebody deletes an element of our table.
     Tamper(u16),
+    /// The kernel refuses a front, or one part of it.
+    Refuse(u16, bool),
+    /// Time passes, and all that was refused is tried again.
+    Retry,
 }
 
 /// That of Services, that of slices.
@@ -56,6 +62,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => Just(Step::Commit),
         1 => (0u8..4).prop_map(Step::Restart),
         1 => any::<u16>().prop_map(Step::Tamper),
+        1 => any::<(u16, bool)>().prop_map(|(which, whole)| Step::Refuse(which, whole)),
+        1 => Just(Step::Retry),
     ];
     prop::collection::vec(step, 0..40)
 }
@@ -125,6 +133,7 @@ impl World {
         if self.commit_batches(usize::MAX) && self.index.has_synced() {
             let tables = self.tables.as_ref().expect("something was programmed");
             assert_eq!(self.kernel.sum(), tables.sum(), "the model's sum is that of the kernel");
+            self.index.all_taken();
         }
     }
 
@@ -208,7 +217,34 @@ impl World {
                 (self.index, self.tables, self.connected) = (Index::new(&self.settings), None, [false; 2]);
             }
             Step::Tamper(which) => self.tamper(usize::from(which)),
+            Step::Refuse(which, whole) => self.refuse(usize::from(which), whole),
+            Step::Retry => self.retry(),
         }
+    }
+
+    /// The kernel refuses something of a front from now on; that is taken away, and nothing else.
+    fn refuse(&mut self, which: usize, is_whole: bool) {
+        let Some(tables) = &self.tables else { return };
+        let steady = IpAddr::from([10, 96, 0, STEADY + 1]);
+        let mut fronts: Vec<Front> = tables.fronts().filter(|front| front.address != steady).collect();
+        fronts.sort();
+        let Some(front) = which.checked_rem(fronts.len()).map(|at| fronts[at]) else { return };
+        let parts = tables.program(&front).expect("it is installed").parts();
+        let refused = match parts.first() {
+            Some(part) if !is_whole => Refused::Parts([*part].into()),
+            Some(_) | None => Refused::Whole,
+        };
+        self.index.refuse(front, refused.clone(), "no room", Instant::now());
+        self.commit();
+        let left = self.kernel.adopt().program(&front).map(Program::parts);
+        match refused {
+            Refused::Whole => assert_eq!(left, None),
+            Refused::Parts(parts) => assert!(left.is_none_or(|left| left.is_disjoint(&parts))),
+        }
+    }
+
+    fn retry(&mut self) {
+        self.index.retry_refused(Instant::now() + Duration::from_secs(3600));
     }
 
     /// Deletes an element, which the programmer notices and repairs.
@@ -246,6 +282,7 @@ proptest! {
     fn every_history_ends_in_the_ruleset_of_a_fresh_list(steps in steps()) {
         let mut world = World::new();
         steps.into_iter().for_each(|step| world.take(step));
+        world.retry();
         world.relist(BOTH, true);
         world.commit();
         prop_assert_eq!(world.kernel.meaning(), fresh(&world.objects, &world.settings).meaning());

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use harness::netns::{Lan, Netns};
+use nodelet::event::Recorder;
 use nodelet::service::{self, ServiceHandle};
 use nodelet::watch::{WatchEvent, WatchSink};
 use serde_json::Value;
@@ -118,7 +119,7 @@ fn node(lan: &Lan, number: usize) -> Node {
         traffic::serve_at(&netns, &format!("node-{}", NODES[number]), (address, POD_PORTS[0]).into());
     }
     let settings = topology::settings(number);
-    let handle = netns.within(|| service::spawn(settings)).unwrap().unwrap();
+    let handle = netns.within(|| service::spawn(settings, Recorder::new().0)).unwrap().unwrap();
     handle.set_zone(topology::ZONES[number]);
     Node { netns, handle }
 }
