@@ -4,7 +4,7 @@
 //!  app::board (pods with a limit) ─► every 10 s: measure (volume · logs · CRI) ─► limits (plan) ─► manager ─► worker
 //! ```
 //! Limits are `sizeLimit` of emptyDir volumes on disk, and `ephemeral-storage` of containers and of all of them together: writable
-//! layers, logs, emptyDirs and ConfigMaps on disk, the hosts file. As long as no pod of the node has such a limit, nothing
+//! layers, logs, emptyDirs and ConfigMaps on disk, the hosts file, and (unlike kubelet) files of termination messages. As long as no pod of the node has such a limit, nothing
 //! is measured and nobody wakes up. Walking big directories takes as long as it takes, on one thread of its own, and the pause
 //! after it is at least nine times as long: measuring takes no more than a tenth of a core.
 //!

@@ -300,7 +300,7 @@ fn watch(path: &Path) -> io::Result<Option<Events>> {
 }
 
 pub mod choose;
-mod file;
+pub(crate) mod file;
 pub mod kept;
 pub mod rotate;
 

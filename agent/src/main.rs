@@ -68,6 +68,7 @@ fn run(args: &RunArgs, state_dir: &std::path::Path) -> ExitCode {
         Only::Services => config.proxy.logging,
     };
     start_log(logging.json, args.v.max(logging.verbosity));
+    nodelet::app::start_checks::hide_memory();
     match runtime() {
         Ok(runtime) => report(runtime.block_on(nodelet::app::run(config))),
         Err(error) => report(Err(error.into())),

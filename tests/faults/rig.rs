@@ -353,6 +353,18 @@ impl Rig {
         lock(&self.events).iter().filter(is_its).map(|event| event.message.clone()).collect()
     }
 
+    /// Texts of all events of a pod.
+    pub(crate) fn events_of(&self, name: &str) -> Vec<String> {
+        let is_its = |event: &&Event| matches!(&event.subject, Subject::Pod { key, .. } if *key.name == *name);
+        lock(&self.events).iter().filter(is_its).map(|event| event.message.clone()).collect()
+    }
+
+    /// Bytes of all that the agent wrote down of pods.
+    pub(crate) fn journal_bytes(&self) -> u64 {
+        let entries = std::fs::read_dir(self.dir.path().join("journal")).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.metadata().ok()).map(|found| found.len()).sum()
+    }
+
     /// Has a pod evicted.
     pub(crate) async fn evict(&self, name: &str, message: &str) -> anyhow::Result<()> {
         let eviction = Eviction { signal: "emptydirfs.limit", message: message.to_owned(), grace_seconds: 1 };

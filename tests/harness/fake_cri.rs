@@ -190,6 +190,12 @@ impl FakeCri {
         self.shared.update(|model| model.add_image(name));
     }
 
+    /// The user that an image names from the next time on that it is pulled or added.
+    pub fn set_image_user(&self, name: &str, uid: Option<i64>, username: &str) {
+        let name = model::normalized(name);
+        self.shared.update(|model| model.image_users.insert(name, (uid, username.to_owned())));
+    }
+
     /// Lets the first process of a running container end by itself. False when it does not run.
     pub fn exit(&self, container: &str, code: i32) -> bool {
         self.signal(container, ProcessSignal::Exit { code, reason: None })
@@ -227,6 +233,11 @@ impl FakeCri {
     /// All containers, as ContainerStatus would tell them.
     pub fn containers(&self) -> Vec<cri::ContainerStatus> {
         self.shared.read(|model| model.containers.values().map(model::Container::status).collect())
+    }
+
+    /// The configurations that all containers were made with.
+    pub fn container_configs(&self) -> Vec<cri::ContainerConfig> {
+        self.shared.read(|model| model.containers.values().map(|container| container.config.clone()).collect())
     }
 
     /// Every call since the start (or [`forget_calls`](Self::forget_calls)), in the order of arrival.

@@ -353,4 +353,39 @@ mod tests {
         guards.push(client.shared.lane());
         assert_eq!(lanes(), 2, "a stream that ended makes room");
     }
+
+    /// Class H: an answer that sends the agent elsewhere takes no credentials there.
+    #[tokio::test]
+    async fn a_redirect_is_an_error_and_nobody_elsewhere_is_asked() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let bind = || tokio::net::TcpListener::bind("127.0.0.1:0");
+        let (server, elsewhere) = (bind().await.expect("bind"), bind().await.expect("bind"));
+        let (address, there) = (server.local_addr().expect("address"), elsewhere.local_addr().expect("address"));
+        let answering = tokio::spawn(async move {
+            for status in [301, 302, 303, 307, 308] {
+                let (mut stream, _) = server.accept().await.expect("accept");
+                let mut head = [0; 4096];
+                let read = stream.read(&mut head).await.expect("read");
+                let head = String::from_utf8_lossy(&head[..read]).to_lowercase();
+                assert!(head.contains("authorization: bearer secret"), "it has credentials to lose: {head}");
+                let answer = format!(
+                    "HTTP/1.1 {status} Moved\r\nLocation: http://{there}/api\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                );
+                stream.write_all(answer.as_bytes()).await.expect("write");
+            }
+        });
+        let text = format!(
+            "current-context: c\ncontexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
+             users: [{{name: u, user: {{token: secret}}}}]\nclusters: [{{name: k, cluster: {{server: 'http://{address}'}}}}]\n"
+        );
+        let config = super::super::kubeconfig::parse(std::path::Path::new("/x"), &text).expect("kubeconfig");
+        let client = ApiClient::new(&config, "0").expect("client").kube();
+        let pods: kube::Api<k8s_openapi::api::core::v1::Pod> = kube::Api::namespaced(client, "default");
+        for _ in 0..5 {
+            pods.get("p").await.expect_err("a redirect is no pod");
+        }
+        answering.await.expect("all five were asked for");
+        let asked = tokio::time::timeout(Duration::ZERO, elsewhere.accept()).await;
+        assert!(asked.is_err(), "somebody came: {asked:?}");
+    }
 }

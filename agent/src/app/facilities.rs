@@ -90,7 +90,7 @@ impl Facilities for NodeFacilities {
     fn disk_usage<'a>(&'a self, uid: &'a PodUid, paths: Vec<String>) -> BoxFuture<'a, Result<DiskUsage, String>> {
         Box::pin(async move {
             let found = text(self.volumes.disk_use(uid, paths).await)?;
-            Ok(DiskUsage { volumes: found.directories, rest: found.hosts })
+            Ok(DiskUsage { volumes: found.directories, rest: found.hosts.saturating_add(found.messages) })
         })
     }
 

@@ -96,6 +96,13 @@ pub fn set_oom_score(score: i64) {
     }
 }
 
+/// No core dumps: Secrets and tokens are in this process's memory, and a dump would leave them on a disk.
+pub fn hide_memory() {
+    if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "core dumps of the agent stay possible, and would hold Secrets; set LimitCORE=0 for its unit");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,5 +171,12 @@ mod tests {
                 _ => panic!("{text}: {found:?}, not {expected:?}"),
             }
         }
+    }
+
+    #[test]
+    fn no_core_is_dumped_with_secrets_in_it() {
+        hide_memory();
+        let found = rustix::process::dumpable_behavior().unwrap();
+        assert_eq!(found, rustix::process::DumpableBehavior::NotDumpable);
     }
 }

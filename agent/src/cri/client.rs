@@ -381,8 +381,14 @@ fn image_spec(image: &str) -> cri::ImageSpec {
     cri::ImageSpec { image: image.to_owned(), user_specified_image: image.to_owned(), ..Default::default() }
 }
 
+/// Bytes of a runtime's error that are kept. It may carry what a registry or a container said, and goes on into statuses, events,
+/// the log and the journal.
+const MOST_SAID: usize = 8 * 1024;
+
 fn failed(call: &'static str, status: &Status) -> CriError {
-    CriError::Failed { call, code: status.code(), message: status.message().to_owned() }
+    let message = status.message();
+    let message = message[..message.floor_char_boundary(MOST_SAID)].to_owned();
+    CriError::Failed { call, code: status.code(), message }
 }
 
 fn ignore_missing(answer: Result<(), CriError>) -> Result<(), CriError> {

@@ -11,6 +11,9 @@ use crate::ids::PodUid;
 /// Most events that are kept: ten for each of 200 pods, about 1 MiB when full.
 const MOST: usize = 2000;
 
+/// Bytes of a message that are kept: texts of runtimes and probes may be long, and full of them the ring would take 30 MiB.
+const LONGEST: usize = 2048;
+
 /// Occurrences of one event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -41,12 +44,13 @@ pub struct Ring {
 impl Ring {
     /// Takes in one event.
     pub fn record(&mut self, event: &Event, now: Nanos) {
+        let message = &event.message[..event.message.floor_char_boundary(LONGEST)];
         let (pod, field_path) = match &event.subject {
             Subject::Pod { uid, field_path, .. } => (Some(uid.to_string()), field_path.clone()),
             Subject::Node | Subject::Service { .. } => (None, String::new()),
         };
         let same = |r: &&mut Record| {
-            r.pod == pod && r.reason == event.reason && r.field_path == field_path && r.message == event.message
+            r.pod == pod && r.reason == event.reason && r.field_path == field_path && r.message == message
         };
         if let Some(known) = self.records.iter_mut().rev().find(same) {
             known.count += 1;
@@ -64,7 +68,7 @@ impl Ring {
             kind: kind.into(),
             reason: event.reason.into(),
             field_path,
-            message: event.message.clone(),
+            message: message.to_owned(),
             first: now,
             last: now,
             count: 1,
@@ -100,5 +104,15 @@ mod tests {
         }
         assert!(ring.of_pod(&PodUid::new("u")).is_empty());
         assert_eq!(ring.of_pod(&PodUid::new("v")).len(), MOST);
+    }
+
+    #[test]
+    fn a_long_message_is_kept_in_part() {
+        let mut ring = Ring::default();
+        let long = "\u{e4}".repeat(LONGEST);
+        ring.record(&event("u", &long), 1);
+        ring.record(&event("u", &long), 2);
+        let records = ring.of_pod(&PodUid::new("u"));
+        assert_eq!((records.len(), records[0].count, records[0].message.len()), (1, 2, LONGEST));
     }
 }

@@ -91,7 +91,7 @@ pub struct Used {
     pub volumes: BTreeMap<String, u64>,
     /// Containers that run, by name; `None` when they were not measured.
     pub containers: Option<BTreeMap<String, ContainerUse>>,
-    /// The hosts file.
+    /// The hosts file, and files of termination messages.
     pub rest: u64,
     /// Writable layers are on a file system of their own, which is not what a container's limit is about.
     pub has_own_image_disk: bool,
@@ -185,6 +185,11 @@ mod tests {
         assert_eq!(
             message(&pod, &used(0, (MIB, MIB + 1), (0, 0))).unwrap(),
             "Container a exceeded its local ephemeral storage limit \"2Mi\". "
+        );
+        let hosts = Used { rest: 5 * MIB + 1, ..used(0, (0, 0), (0, 0)) };
+        assert_eq!(
+            message(&pod, &hosts).unwrap(),
+            "Pod ephemeral local storage usage exceeds the total limit of containers 5Mi. "
         );
         let apart = Used { has_own_image_disk: true, ..used(0, (MIB, MIB + 1), (0, 0)) };
         assert_eq!(message(&pod, &apart), None, "its layer is on another disk");

@@ -5,8 +5,10 @@
 //! opened beneath the directory of logs, through no link, without waiting; it must be regular and without holes; and a line
 //! is held in memory up to [`LONGEST`] bytes. Everything here blocks.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -16,14 +18,30 @@ pub(super) const LONGEST: usize = 256 * 1024;
 const BUFFER: usize = 16 * 1024;
 
 /// Opens `POD/CONTAINER/N.log` beneath the directory of logs.
-pub(super) fn open(path: &Path) -> io::Result<File> {
-    let root = path.ancestors().nth(3).filter(|root| !root.as_os_str().is_empty()).unwrap_or(Path::new("/"));
-    let rest = path.strip_prefix(root).map_err(io::Error::other)?;
-    let root = File::open(root)?;
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    let (root, rest) = below_root(path)?;
+    open_in(&root, rest)
+}
+
+/// Opens `POD/CONTAINER` beneath the directory of logs, given the path of a log in it, and answers that log's name. Whoever
+/// renames or removes logs does it through this handle: a path may lead elsewhere by then.
+pub(super) fn directory_of(log: &Path) -> io::Result<(OwnedFd, &OsStr)> {
+    let bad = || io::Error::new(io::ErrorKind::InvalidInput, "it is not the path of a log");
+    let (name, directory) = (log.file_name().ok_or_else(bad)?, log.parent().ok_or_else(bad)?);
+    let (root, rest) = below_root(log)?;
+    let rest = rest.parent().filter(|_| rest.file_name() == Some(name)).ok_or_else(bad)?;
+    if rest.as_os_str().is_empty() {
+        return Ok((File::open(directory)?.into(), name));
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok((rustix::fs::openat2(&root, rest, flags, Mode::empty(), beneath())?, name))
+}
+
+/// Opens a file beneath a directory: regular, without holes, through no link, without waiting.
+pub(super) fn open_in(directory: impl AsFd, rest: impl rustix::path::Arg) -> io::Result<File> {
     // Without NONBLOCK a FIFO waits for its writer.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let file = File::from(rustix::fs::openat2(&root, rest, flags, Mode::empty(), resolve)?);
+    let file = File::from(rustix::fs::openat2(directory, rest, flags, Mode::empty(), beneath())?);
     let meta = file.metadata()?;
     if !meta.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file; no runtime made it"));
@@ -31,7 +49,19 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
     if meta.len() > 0 && rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(0)).is_ok_and(|hole| hole < meta.len()) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it has holes; no runtime wrote it"));
     }
+    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
     Ok(file)
+}
+
+/// The directory of logs of `POD/CONTAINER/N.log`, and the path below it.
+fn below_root(path: &Path) -> io::Result<(File, &Path)> {
+    let root = path.ancestors().nth(3).filter(|root| !root.as_os_str().is_empty()).unwrap_or(Path::new("/"));
+    let rest = path.strip_prefix(root).map_err(io::Error::other)?;
+    Ok((File::open(root)?, rest))
+}
+
+fn beneath() -> ResolveFlags {
+    ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS
 }
 
 /// Where the last `lines` lines of a file begin. Reads from the end, 64 KiB at a time, until `is_over`.

@@ -142,9 +142,12 @@ async fn a_redirect_to_another_address_is_not_connected_to() {
         reply("302 Found", &format!("Location: {target}\r\n"), "")
     })
     .await;
+    let secret = [("Authorization".to_owned(), "Bearer secret".to_owned())];
     for path in ["/absolute", "/relative", "/user", "/port", "/"] {
-        let answer = get(port, path, &[]).await;
+        let answer = get(port, path, &secret).await;
         assert_eq!((answer.outcome, answer.warning), (Outcome::Success, true), "{path}: {}", answer.text);
+        let page = Page { scheme: "http", host: "127.0.0.1".to_owned(), port, path };
+        fetch(page, &secret, "kube-lifecycle").await.expect("any answer is one");
     }
     let connected = tokio::time::timeout(Duration::ZERO, elsewhere.accept()).await;
     assert!(connected.is_err(), "somebody connected: {connected:?}");

@@ -21,6 +21,9 @@ use crate::cri::Runtime;
 use crate::event::ring::Record;
 use crate::ids::PodUid;
 
+mod floods;
+mod rights;
+
 struct NoPods;
 
 impl View for NoPods {
@@ -131,29 +134,9 @@ const NOWHERE: ([u8; 4], u16) = ([127, 0, 0, 1], 1);
 async fn nobody_without_credentials_gets_anything_or_learns_what_exists() {
     let rig = Rig::start(api(Authorization::AlwaysAllow, NOWHERE.into())).await;
     let mut answers = std::collections::BTreeSet::new();
-    for path in [
-        "/healthz",
-        "/pods",
-        "/runningpods/",
-        "/configz",
-        "/statusz",
-        "/flagz",
-        "/stats/summary",
-        "/metrics",
-        "/metrics/resource",
-        "/metrics/cadvisor",
-        "/metrics/probes",
-        "/metrics/slis",
-        "/containerLogs/n/p/c",
-        "/exec/n/p/c",
-        "/attach/n/p/c",
-        "/portForward/n/p",
-        "/run/n/p/c",
-        "/checkpoint/n/p/c",
-        "/logs/",
-        "/debug/pprof/",
-        "/there/is/no/such/path",
-    ] {
+    // The whole table of routes, and what a kubelet may have beside it.
+    let others = ["/debug/pprof/", "/debug/flags/v", "/spec/", "/stats/container", "/cri/x", "/there/is/no/such/path"];
+    for path in route::tests::PATHS.into_iter().chain(others) {
         for method in [Method::GET, Method::POST, Method::DELETE] {
             for extra in ["", "\r\nAuthorization: Basic eDp5", "\r\nUpgrade: websocket", "\r\nX-Remote-User: admin"] {
                 let answer = rig.ask(false, &format!("{method} {path} HTTP/1.1{extra}")).await;

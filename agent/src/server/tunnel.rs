@@ -11,7 +11,7 @@
 //! (CVE-2020-8559).
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -126,15 +126,21 @@ fn loopback(host: &str) -> Option<IpAddr> {
     }
 }
 
+/// Where a URL of the runtime leads, if that is the runtime's server on this machine. Pure.
+fn destination(url: &str) -> Option<(SocketAddr, Uri)> {
+    let uri: Uri = url.parse().ok()?;
+    let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http"))?;
+    // Who is named before an `@` is nobody whom the runtime's server asks for.
+    let address = loopback(authority.host()).filter(|_| !authority.as_str().contains('@'))?;
+    Some((SocketAddr::new(address, authority.port_u16().unwrap_or(80)), uri.clone()))
+}
+
 async fn dial<B>(request: &Request<B>, url: &str) -> Result<Response<hyper::body::Incoming>, TunnelError> {
     let fail = |reason: String| TunnelError::Runtime { url: url.to_owned(), reason };
     let bad = || TunnelError::Url { url: url.to_owned() };
-    let uri: Uri = url.parse().map_err(|_| bad())?;
-    let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http")).ok_or_else(bad)?;
-    let port = authority.port_u16().unwrap_or(80);
-    let stream = TcpStream::connect((loopback(authority.host()).ok_or_else(bad)?, port))
-        .await
-        .map_err(|error| fail(error.to_string()))?;
+    let (address, uri) = destination(url).ok_or_else(bad)?;
+    let host = uri.authority().ok_or_else(bad)?.as_str();
+    let stream = TcpStream::connect(address).await.map_err(|error| fail(error.to_string()))?;
     // A keystroke is one small packet.
     stream.set_nodelay(true).map_err(|error| fail(error.to_string()))?;
     let (mut sender, connection) =
@@ -148,7 +154,7 @@ async fn dial<B>(request: &Request<B>, url: &str) -> Result<Response<hyper::body
     let mut copy = Request::builder().method(request.method()).uri(path);
     if let Some(headers) = copy.headers_mut() {
         *headers = forwarded(request.headers());
-        headers.insert(HOST, HeaderValue::from_str(authority.as_str()).map_err(|_| bad())?);
+        headers.insert(HOST, HeaderValue::from_str(host).map_err(|_| bad())?);
     }
     let copy = copy.body(Empty::<Bytes>::new()).map_err(|error| fail(error.to_string()))?;
     sender.send_request(copy).await.map_err(|error| fail(error.to_string()))
@@ -269,6 +275,37 @@ mod tests {
             open(plain, "http://127.0.0.1:1/", Duration::ZERO, &mut Some(())).await,
             Err(TunnelError::NoUpgrade)
         ));
+    }
+
+    proptest::proptest! {
+        /// Class H: whatever a runtime calls a URL, only this machine is dialled, at the port that stands there in plain sight.
+        #[test]
+        fn no_url_leads_off_this_machine(
+            scheme in proptest::sample::select(vec!["http://", "HTTP://", "https://", "unix://", "//", "http:/", "http:\\\\", ""]),
+            user in proptest::sample::select(vec!["", "", "", "127.0.0.1@", "localhost:80@", "a:b@", "%40", "127.0.0.1%23@"]),
+            host in proptest::sample::select(vec![
+                "127.0.0.1", "127.1.2.3", "[::1]", "localhost", "LOCALHOST", "127.1", "0177.0.0.1", "0x7f.0.0.1", "2130706433",
+                "0.0.0.0", "[::]", "[::ffff:127.0.0.1]", "[::ffff:10.0.0.1]", "[fe80::1%25eth0]", "10.0.0.1", "169.254.169.254",
+                "localhost.", "localhost.example", "127.0.0.1.example", "127.0.0.1%2eexample", "kubernetes.default", "", "[",
+                "127.0.0.1,10.0.0.1",
+            ]),
+            port in proptest::sample::select(vec!["", ":80", ":6443", ":0", ":65536", ":-1", ":80:90", ":8o", ":"]),
+            path in proptest::sample::select(vec!["", "/exec/x", "/@10.0.0.1/", "?@10.0.0.1:1/", "#@10.0.0.1/", "\\@10.0.0.1/"]),
+        ) {
+            let url = format!("{scheme}{user}{host}{port}{path}");
+            if let Some((address, uri)) = destination(&url) {
+                proptest::prop_assert!(address.ip().is_loopback(), "{url}: {address}");
+                proptest::prop_assert!(["127.0.0.1", "127.1.2.3", "[::1]", "localhost"].contains(&host), "{url}: {address}");
+                proptest::prop_assert!(user.is_empty() && scheme.eq_ignore_ascii_case("http://"), "{url}");
+                let wanted = port.trim_start_matches(':').parse::<u16>().unwrap_or(80);
+                proptest::prop_assert_eq!(address.port(), wanted, "{}", &url);
+                proptest::prop_assert_eq!(uri.authority().map(|a| a.as_str().to_owned()), Some(format!("{host}{port}")));
+            } else {
+                let is_plain = ["127.0.0.1", "[::1]", "localhost"].contains(&host) && [":80", ":6443"].contains(&port);
+                let is_good = scheme == "http://" && user.is_empty() && is_plain && path == "/exec/x";
+                proptest::prop_assert!(!is_good, "{url} is refused");
+            }
+        }
     }
 
     /// CVE-2020-8559: an API server that is sent elsewhere takes its credentials along.

@@ -27,6 +27,9 @@ pub struct DiskUse {
     pub directories: Vec<Option<u64>>,
     /// Of the hosts file.
     pub hosts: u64,
+    /// Of the files that termination messages are written to. kubelet counts none of them, and a container may write there as
+    /// much as it likes.
+    pub messages: u64,
 }
 
 impl Volumes {
@@ -49,10 +52,27 @@ impl Volumes {
             };
             let directories = paths.iter().map(measured).collect::<Result<_, PathError>>()?;
             let hosts = pod.handle("etc-hosts").ok().and_then(|file| rustix::fs::fstat(file).ok());
-            Ok(DiskUse { directories, hosts: hosts.as_ref().map_or(0, blocks) })
+            Ok(DiskUse { directories, hosts: hosts.as_ref().map_or(0, blocks), messages: messages(&pod)? })
         };
         tokio::task::spawn_blocking(work).await.map_err(|_| VolumeError::Cancelled)?.map_err(VolumeError::Path)
     }
+}
+
+/// Bytes of `containers/NAME/ID`; the directories are the agent's own.
+fn messages(pod: &Dir) -> Result<u64, PathError> {
+    let Some(containers) = pod.child_if_there("containers")? else { return Ok(0) };
+    let mut bytes = 0u64;
+    for name in containers.names()? {
+        let Some(container) = name.to_str().ok().map(|name| containers.child_if_there(name)).transpose()?.flatten()
+        else {
+            continue;
+        };
+        for file in container.names()? {
+            let found = rustix::fs::statat(&container, &file, AtFlags::SYMLINK_NOFOLLOW);
+            bytes = bytes.saturating_add(found.as_ref().map_or(0, blocks));
+        }
+    }
+    Ok(bytes)
 }
 
 /// What a walk came to.

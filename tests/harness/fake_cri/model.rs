@@ -56,6 +56,8 @@ pub(super) struct Model {
     pub(super) containers: BTreeMap<String, Container>,
     /// Image by id.
     pub(super) images: BTreeMap<String, cri::Image>,
+    /// Users of images, by normalized name; root where there is none.
+    pub(super) image_users: BTreeMap<String, (Option<i64>, String)>,
     /// Behaviour of images, by normalized name.
     pub(super) scripts: BTreeMap<String, Script>,
     names: BTreeMap<String, String>,
@@ -126,11 +128,13 @@ impl Model {
     pub(super) fn add_image(&mut self, name: &str) {
         let tag = normalized(name);
         let id = format!("sha256:{}", hex(tag.as_bytes()));
+        let (uid, username) = self.image_users.get(&tag).cloned().unwrap_or((Some(0), String::new()));
         let image = cri::Image {
             id: id.clone(),
             repo_tags: vec![tag],
             size: 1 << 20,
-            uid: Some(cri::Int64Value { value: 0 }),
+            uid: uid.map(|value| cri::Int64Value { value }),
+            username,
             ..Default::default()
         };
         self.images.insert(id, image);

@@ -1,9 +1,14 @@
 //! Moving, finding and removing kept logs.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::{Excess, Kept, Limits};
 use crate::cri::Nanos;
@@ -39,15 +44,39 @@ fn moved(directory: &Path, keep: &Path) -> io::Result<()> {
         Ok(()) | Err(_) => {}
     }
     std::fs::rename(directory, &target)?;
-    for container in directories(&target)? {
-        for file in std::fs::read_dir(target.join(container))?.flatten() {
-            if !file.file_name().to_str().is_some_and(super::is_log) {
-                std::fs::remove_file(file.path())?;
-            }
+    // Through handles from here on: somebody with a hostPath of the logs may exchange a directory for a link at any moment.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let pod = rustix::fs::open(&target, flags, Mode::empty())?;
+    for container in names(&pod)? {
+        match rustix::fs::openat(&pod, &container, flags, Mode::empty()) {
+            Ok(container) => remove_rotated(&container)?,
+            // Not a directory, or gone meanwhile.
+            Err(Errno::NOTDIR | Errno::LOOP | Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
         }
     }
     // When the pod went; a directory's own time is when its first container was created.
-    File::open(&target)?.set_modified(SystemTime::now())
+    File::from(pod).set_modified(SystemTime::now())
+}
+
+fn remove_rotated(container: &OwnedFd) -> io::Result<()> {
+    for name in names(container)? {
+        if !name.to_str().is_ok_and(super::is_log) {
+            rustix::fs::unlinkat(container, &name, AtFlags::empty())?;
+        }
+    }
+    Ok(())
+}
+
+fn names(directory: &OwnedFd) -> io::Result<Vec<CString>> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(directory)? {
+        let entry = entry?;
+        if entry.file_name() != c"." && entry.file_name() != c".." {
+            names.push(entry.file_name().to_owned());
+        }
+    }
+    Ok(names)
 }
 
 /// Everything that is kept.
@@ -131,5 +160,41 @@ mod tests {
         std::fs::write(directory.join("app/0.log"), "x").unwrap();
         put(&directory, &keep, &Limits { bytes: 0, ..LIMITS }, now()).unwrap();
         assert!(list(&keep).is_empty() && !directory.exists());
+    }
+
+    /// CVE-2017-1002102 by another door: what is no log is removed from a directory that somebody exchanges for a link.
+    #[test]
+    fn a_log_directory_that_is_exchanged_for_a_link_costs_no_file_of_the_node() {
+        let root = tempfile::tempdir().unwrap();
+        let (outside, keep) = (root.path().join("outside"), root.path().join("kept"));
+        std::fs::create_dir_all(&outside).unwrap();
+        let canaries: Vec<_> = (0..20).map(|n| outside.join(format!("canary-{n}"))).collect();
+        canaries.iter().for_each(|path| std::fs::write(path, "").unwrap());
+        let mut exchanged = 0u64;
+        for round in 0..300 {
+            let directory = root.path().join(format!("pods/default_web_u{round}"));
+            std::fs::create_dir_all(directory.join("app")).unwrap();
+            (0..20).for_each(|n| std::fs::write(directory.join(format!("app/0.log.{n}")), "").unwrap());
+            std::os::unix::fs::symlink(&outside, directory.join("link")).unwrap();
+            // The handle stays good when the directory is renamed.
+            let pod = File::open(&directory).unwrap();
+            let done = std::sync::atomic::AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let attacker = scope.spawn(|| {
+                    let mut times = 0;
+                    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                        let exchange = rustix::fs::RenameFlags::EXCHANGE;
+                        times += u64::from(rustix::fs::renameat_with(&pod, "app", &pod, "link", exchange).is_ok());
+                    }
+                    times
+                });
+                // It may fail; it may not reach outside.
+                let _ = put(&directory, &keep, &LIMITS, now());
+                done.store(true, std::sync::atomic::Ordering::Relaxed);
+                exchanged += attacker.join().unwrap();
+            });
+            assert!(canaries.iter().all(|path| path.exists()), "round {round}");
+        }
+        assert!(exchanged > 300, "there was an attack: {exchanged}");
     }
 }

@@ -1,11 +1,13 @@
 //! Termination messages: what a container left to say.
 //!
-//! The file is written by the container, so it is opened without following symlinks and read to a limit.
+//! The file is written by the container, so it is opened without following symlinks or waiting, and read to a limit; what a log
+//! may be is decided in `logs::file`.
 //! Source: "Determine the Reason for Pod Failure" of the Kubernetes documentation; limits are kubelet's.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use crate::cri::{ContainerState, ContainerView, PodRuntime};
 
@@ -61,7 +63,7 @@ fn read_head(path: &str) -> Option<String> {
 
 /// The last lines of a log in CRI format, without time and stream.
 fn read_log_tail(path: &str) -> Option<String> {
-    let mut file = open(path)?;
+    let mut file = crate::logs::file::open(Path::new(path)).ok()?;
     let length = file.metadata().ok()?.len();
     // A CRI line carries about 40 bytes of its own; four times the limit holds enough of them for short lines too.
     file.seek(SeekFrom::Start(length.saturating_sub(4 * MAX_LOG))).ok()?;
@@ -116,5 +118,37 @@ mod tests {
         let path = dir.path().join("m");
         std::fs::write(&path, "2026-01-01T00:00:00.0Z stdout P DONE\n").unwrap();
         assert_eq!(read_log_tail(path.to_str().unwrap()).as_deref(), Some("DONE"));
+    }
+
+    /// `/dev/termination-log` is a file of the node's that the container writes; its log's place it may reach by a hostPath.
+    #[test]
+    fn what_is_no_file_of_a_container_gives_no_message_and_nobody_waits_for_it() {
+        use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+        let dir = tempfile::tempdir().unwrap();
+        let [fifo, zero, sparse, secrets] = ["fifo", "zero", "sparse", "secrets"].map(|name| dir.path().join(name));
+        mknodat(CWD, &fifo, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        mknodat(CWD, &zero, FileType::CharacterDevice, Mode::from_raw_mode(0o600), makedev(1, 5)).unwrap();
+        std::fs::File::create(&sparse).unwrap().set_len(1 << 40).unwrap();
+        std::fs::create_dir(&secrets).unwrap();
+        std::fs::write(secrets.join("0.log"), "2026-01-01T00:00:00.0Z stdout F secret\n").unwrap();
+        std::fs::create_dir(dir.path().join("pod")).unwrap();
+        std::os::unix::fs::symlink(&secrets, dir.path().join("pod/app")).unwrap();
+        let through = dir.path().join("pod/app/0.log");
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        let heads = [(text(&fifo), None), (text(&zero), None), (text(&sparse), Some(4096))];
+        let (tx, rx) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for (path, length) in heads {
+                let found = read_head(&path).map(|text| text.len());
+                tx.send((path, found, length)).unwrap();
+            }
+            for path in [&fifo, &zero, &sparse, &through] {
+                tx.send((text(path), read_log_tail(&text(path)).map(|text| text.len()), None)).unwrap();
+            }
+        });
+        for _ in 0..7 {
+            let (path, found, expected) = rx.recv_timeout(std::time::Duration::from_secs(5)).expect("nobody waits");
+            assert_eq!(found, expected, "{path}");
+        }
     }
 }

@@ -12,8 +12,8 @@ fn needs(method: &Method, path: &str) -> Access {
     access(method, Path::parse(path).as_ref())
 }
 
-/// One path of each route.
-const PATHS: [&str; 20] = [
+/// One path of each route, in the order of [`place`], and one that is switched off.
+pub(crate) const PATHS: [&str; 20] = [
     "/healthz",
     "/healthz/ping",
     "/pods",
@@ -35,8 +35,71 @@ const PATHS: [&str; 20] = [
     "/checkpoint/n/p/c",
     "/logs/syslog",
 ];
-const METHODS: [Method; 7] =
+pub(crate) const METHODS: [Method; 7] =
     [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
+
+/// Where a route is in [`PATHS`]. A new route does not compile before it has a place there, and so a part in every attack.
+fn place(route: &Route) -> usize {
+    match route {
+        Route::Healthz => 0,
+        Route::HealthCheck(_) => 1,
+        Route::Pods => 2,
+        Route::RunningPods => 3,
+        Route::Configz => 4,
+        Route::Statusz => 5,
+        Route::Flagz => 6,
+        Route::Summary => 7,
+        Route::Metrics => 8,
+        Route::ResourceMetrics => 9,
+        Route::CadvisorMetrics => 10,
+        Route::ProbeMetrics => 11,
+        Route::HealthMetrics => 12,
+        Route::Logs(_) => 13,
+        Route::Exec(_) => 14,
+        Route::Attach(_) => 15,
+        Route::PortForward(_) => 16,
+        Route::Run(_) => 17,
+        Route::Checkpoint(_) => 18,
+    }
+}
+
+#[test]
+fn every_route_has_its_path_among_those_that_are_attacked() {
+    for (index, path) in PATHS.iter().enumerate().take(19) {
+        let found = get(path).or_else(|_| find_in(Surface::Full, &Method::POST, path));
+        assert_eq!(found.as_ref().map(place), Ok(index), "{path}");
+    }
+}
+
+proptest::proptest! {
+    /// However a path is written: what it finds is what was authorized. A parser for rights and another one for routes that
+    /// disagree about `%65xec`, `//exec` or `..` is how rights are got around.
+    #[test]
+    fn no_spelling_of_a_path_finds_more_than_its_rights(
+        parts in proptest::collection::vec(proptest::sample::select(vec![
+            "exec", "attach", "portForward", "run", "containerLogs", "checkpoint", "logs", "metrics", "healthz", "EXEC", "Exec",
+            "%65xec", "e%78ec", "exec%2f", "%2fexec", "exec%00", "", "", ".", "..", "%2e%2e", ";x", "exec;x=1", "exec?x", "n", "p",
+            "c", "%zz", "\u{ff45}xec",
+        ]), 1..7),
+        method in proptest::sample::select(METHODS.to_vec()),
+    ) {
+        let path = format!("/{}", parts.join("/"));
+        let access = needs(&method, &path);
+        let wanted = match find_in(Surface::Full, &method, &path) {
+            Ok(Route::Exec(_) | Route::Attach(_) | Route::PortForward(_) | Route::Run(_)) => Some(("create", &["proxy"][..])),
+            Ok(Route::Checkpoint(_)) => Some(("create", &["checkpoint"][..])),
+            Ok(Route::Logs(_)) => Some(("get", &["proxy"][..])),
+            Ok(_) | Err(_) => None,
+        };
+        if let Some(wanted) = wanted {
+            proptest::prop_assert_eq!((access.verb, access.subresources), wanted, "{} {}", method, path);
+            proptest::prop_assert!(find_in(Surface::ReadOnly, &method, &path).is_err());
+            proptest::prop_assert!(find_in(Surface::WithoutDebugging, &method, &path).is_err());
+        }
+        let may = may_upgrade(Path::parse(&path).as_ref());
+        proptest::prop_assert!(!may || access.verb == "create", "{} may be upgraded with a right to {}", path, access.verb);
+    }
+}
 
 #[test]
 fn a_uid_stands_between_pod_and_container() {

@@ -294,3 +294,22 @@ async fn generated_trees_make_the_agent_touch_nothing_outside() {
         assert!(!node.volumes.pod_dir(&PodUid::new("u1")).exists(), "seed {seed}");
     }
 }
+
+/// Class D, CVE-2020-8557: a container fills files of the node that are no volumes. They count as its own.
+#[tokio::test]
+async fn what_is_written_to_the_hosts_file_and_as_a_termination_message_is_counted() {
+    let node = Node::new();
+    let uid = PodUid::new("u1");
+    node.ensure(&make_pod(json!([]))).await.unwrap();
+    let hosts = node.volumes.write_etc_hosts(&uid, "127.0.0.1 localhost\n".to_owned()).await.unwrap();
+    let messages = [("c", "0"), ("c", "1"), ("d", "0")];
+    let before = node.volumes.disk_use(&uid, Vec::new()).await.unwrap();
+    std::fs::write(hosts, vec![1; 3 << 20]).unwrap();
+    for (container, attempt) in messages {
+        let file = node.volumes.termination_log(&uid, container, attempt).await.unwrap();
+        std::fs::write(file, vec![1; 1 << 20]).unwrap();
+    }
+    let after = node.volumes.disk_use(&uid, Vec::new()).await.unwrap();
+    assert!(after.hosts >= before.hosts + (3 << 20) - 4096, "{after:?}");
+    assert!(after.messages >= before.messages + (3 << 20), "of all containers and attempts: {after:?}");
+}
