@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::events::Rate;
 use crate::config::{Config, Mode, Only};
-use crate::control::{self, StateDir};
+use crate::control::{self, Answers, StateDir};
 use crate::event::{Event, Recorder};
 use crate::garbage::Ask;
 use crate::health;
@@ -31,6 +31,7 @@ pub mod admission;
 pub mod api_sink;
 pub mod board;
 pub mod enforce;
+pub mod explain;
 pub mod facilities;
 pub mod facts;
 pub mod garbage;
@@ -47,6 +48,7 @@ pub mod settings;
 pub mod start_checks;
 
 use board::Board;
+use explain::{Source, explainer};
 use pods::PodHalf;
 use service_half::ServiceHalf;
 
@@ -67,6 +69,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         (Only::Pods, _) | (_, Mode::Alone { manifests: None, .. }) => None,
         (Only::Both | Only::Services, _) => Some(service_half::start(&config, &addresses, &recorder, &shutdown).await?),
     };
+    let programmer = services.as_ref().map(|half| half.handle.clone());
     match &config.mode {
         Mode::Alone { manifests, service_cidrs, pod_cidrs } => {
             if let Some(dir) = config.cni_conf_dir.as_ref().filter(|_| config.only != Only::Services) {
@@ -81,7 +84,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             let started = shutdown.run_until_cancelled(starting).await;
             let Some((board, garbage)) = started.transpose()? else { return Ok(()) };
             tokio::spawn(record_events(events, board.clone(), None));
-            tokio::spawn(control::serve(listener, board, Some(garbage), shutdown.clone()));
+            let source = Source::Shown(board.clone());
+            let answers = Answers {
+                garbage: Some(garbage),
+                services: programmer.map(|programmer| explainer(programmer, board.clone(), addresses, source)),
+                view: board,
+            };
+            tokio::spawn(control::serve(listener, answers, shutdown.clone()));
             wait(&config, &shutdown).await;
         }
         Mode::Joined { kubeconfig, bootstrap } => {
@@ -99,7 +108,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             let node = NodeName::new(&config.node_name);
             tokio::spawn(api::events::run(joined.client.clone(), node, rate, events_rx));
             tokio::spawn(record_events(events, joined.board.clone(), Some(events_tx)));
-            tokio::spawn(control::serve(listener, joined.board.clone(), joined.garbage.clone(), shutdown.clone()));
+            let source = Source::Api(joined.services.clone());
+            let answers = Answers {
+                garbage: joined.garbage.clone(),
+                services: programmer.map(|programmer| explainer(programmer, joined.board.clone(), addresses, source)),
+                view: joined.board.clone(),
+            };
+            tokio::spawn(control::serve(listener, answers, shutdown.clone()));
             wait(&config, shutdown).await;
         }
     }

@@ -10,6 +10,8 @@ use std::time::Duration;
 use clap::{Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Flags, Only, flags};
+use crate::service::Protocol;
+use crate::service::explain::ask::{self, Sender, Target};
 
 pub mod client;
 pub mod gc;
@@ -58,6 +60,12 @@ pub enum Command {
         #[arg(short, long, default_value = "default")]
         namespace: String,
     },
+    /// Say what happens to traffic, and why
+    Explain {
+        /// Of what.
+        #[command(subcommand)]
+        command: ExplainCommand,
+    },
     /// Remove unused images and what pods left, or show what would go and why
     Gc(GcArgs),
     /// Remove the rules that this node's Services need
@@ -76,15 +84,15 @@ pub enum ConfigCommand {
 pub struct VersionArgs {
     /// Output format
     #[arg(short, long, value_enum)]
-    output: Option<VersionFormat>,
+    output: Option<DataFormat>,
     /// One line as `kubelet --version` prints it; kubeadm reads that
     #[arg(long, hide = true)]
     as_kubelet: bool,
 }
 
-/// How `version` prints.
+/// How `version` and `explain` print for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum VersionFormat {
+pub enum DataFormat {
     /// JSON.
     Json,
     /// YAML.
@@ -95,8 +103,8 @@ pub enum VersionFormat {
 pub fn version(args: &VersionArgs) -> String {
     let (own, level) = (env!("CARGO_PKG_VERSION"), crate::config::KUBELET_VERSION);
     match args.output {
-        Some(VersionFormat::Json) => format!("{{\"nodelet\": \"{own}\", \"kubernetes\": \"{level}\"}}"),
-        Some(VersionFormat::Yaml) => format!("nodelet: {own}\nkubernetes: {level}"),
+        Some(DataFormat::Json) => format!("{{\"nodelet\": \"{own}\", \"kubernetes\": \"{level}\"}}"),
+        Some(DataFormat::Yaml) => format!("nodelet: {own}\nkubernetes: {level}"),
         None if args.as_kubelet => format!("Kubernetes {level}"),
         None => format!("nodelet {own} (Kubernetes {level})"),
     }
@@ -182,6 +190,34 @@ pub struct LogsArgs {
     /// Logs of the container before this one
     #[arg(short, long)]
     pub previous: bool,
+}
+
+/// `nodelet explain ...`
+#[derive(Subcommand, Debug)]
+pub enum ExplainCommand {
+    /// The way of packets to a Service on this node: endpoints, kernel, result. Exit code 0: traffic passes, 1: it does
+    /// not, 2: there is no answer
+    #[command(alias = "svc")]
+    Service(ExplainServiceArgs),
+}
+
+/// `nodelet explain service`.
+#[derive(Args, Debug)]
+pub struct ExplainServiceArgs {
+    /// The Service, and one of its ports by number or name: [NAMESPACE/]NAME[:PORT]
+    pub service: Target,
+    /// Namespace of a Service that is named without one
+    #[arg(short, long, default_value = "default", value_parser = ask::namespace)]
+    pub namespace: String,
+    /// Who connects: pod/NAMESPACE/NAME, pod/NAME, node or an IP address; a pod of this node and somebody outside when absent
+    #[arg(long)]
+    pub from: Option<Sender>,
+    /// Only ports of this protocol: tcp, udp or sctp
+    #[arg(long, value_parser = ask::protocol)]
+    pub protocol: Option<Protocol>,
+    /// Output format
+    #[arg(short, long, value_enum)]
+    pub output: Option<DataFormat>,
 }
 
 /// `nodelet gc`.

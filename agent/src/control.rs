@@ -1,4 +1,4 @@
-//! The control socket: how `nodelet get`, `logs` and `describe` ask a running agent.
+//! The control socket: how `nodelet get`, `logs`, `describe`, `gc` and `explain` ask a running agent.
 //!
 //! HTTP over a Unix socket in the state directory. The socket is root's alone (mode 0600 in a directory of mode 0700, and
 //! the peer's user id is checked), because logs and specs may hold secrets. A socket that an earlier agent left is
@@ -16,6 +16,7 @@ use axum::extract::{Path as UrlPath, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use futures_util::future::BoxFuture;
 use futures_util::stream;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
@@ -27,8 +28,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::event::ring::Record;
 use crate::garbage::Ask;
-use crate::ids::PodUid;
+use crate::ids::{ObjectKey, PodUid};
 use crate::logs;
+use crate::service::explain::{self, ask::Target};
 
 /// Name of the socket in the state directory.
 pub const SOCKET: &str = "control.sock";
@@ -113,9 +115,28 @@ impl StateDir {
 /// Where requests of `nodelet gc` go; `None` where no pods run.
 pub type Garbage = Option<mpsc::Sender<Ask>>;
 
+/// Explains Services.
+pub trait Explain: Send + Sync + 'static {
+    /// What there is to say, or why there is nothing.
+    fn service(&self, ask: explain::Ask) -> BoxFuture<'_, Result<explain::Report, String>>;
+}
+
+/// Who answers what.
+pub struct Answers {
+    /// Lists, logs and events.
+    pub view: Arc<dyn View>,
+    /// Requests of `nodelet gc`.
+    pub garbage: Garbage,
+    /// Those of `nodelet explain service`; `None` where no Services are programmed.
+    pub services: Option<Arc<dyn Explain>>,
+}
+
 /// Serves the socket until shutdown.
-pub async fn serve(listener: UnixListener, view: Arc<dyn View>, garbage: Garbage, shutdown: CancellationToken) {
-    let app = router(view).merge(Router::new().route("/garbage", get(look).post(collect)).with_state(garbage));
+pub async fn serve(listener: UnixListener, answers: Answers, shutdown: CancellationToken) {
+    let Answers { view, garbage, services } = answers;
+    let app = router(view)
+        .merge(Router::new().route("/garbage", get(look).post(collect)).with_state(garbage))
+        .merge(Router::new().route("/explain/service", get(explain_service)).with_state(services));
     loop {
         let stream = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -197,6 +218,44 @@ async fn ask_for_garbage(garbage: Garbage, dry_run: bool, free: Option<u64>) -> 
         Ok(report) if sent => axum::Json(report).into_response(),
         Ok(_) | Err(_) => refuse("the agent is stopping".to_owned()),
     }
+}
+
+#[derive(Deserialize)]
+struct ExplainQuery {
+    namespace: String,
+    name: String,
+    port: Option<String>,
+    protocol: Option<String>,
+    from: Option<String>,
+}
+
+impl ExplainQuery {
+    fn ask(self) -> Result<explain::Ask, String> {
+        let port = self.port.map_or_else(String::new, |port| format!(":{port}"));
+        let target: Target = format!("{}/{}{port}", self.namespace, self.name).parse()?;
+        Ok(explain::Ask {
+            service: ObjectKey::new(self.namespace, target.name),
+            port: target.port,
+            protocol: self.protocol.as_deref().map(explain::ask::protocol).transpose()?,
+            from: self.from.map(|from| from.parse()).transpose()?.unwrap_or_default(),
+        })
+    }
+}
+
+async fn explain_service(
+    State(services): State<Option<Arc<dyn Explain>>>,
+    Query(query): Query<ExplainQuery>,
+) -> Response {
+    let Some(services) = services else {
+        return refuse(
+            "this agent programs no Services: it runs with --only pods, or alone without --manifests".to_owned(),
+        );
+    };
+    let explained = match query.ask() {
+        Ok(ask) => services.service(ask).await,
+        Err(text) => Err(text),
+    };
+    explained.map_or_else(refuse, |report| axum::Json(report).into_response())
 }
 
 #[derive(Deserialize)]

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use nodelet::cli::{Cli, Command, ConfigCommand, DescribeKind, EXIT_USAGE, RunArgs, client, rewrite};
+use nodelet::cli::{Cli, Command, ConfigCommand, DescribeKind, EXIT_USAGE, ExplainCommand, RunArgs, client, rewrite};
 use nodelet::config::{self, Config, Only};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -38,6 +38,9 @@ fn main() -> ExitCode {
         Command::Logs(args) => ask(client::logs(&cli.state_dir, args)),
         Command::Describe { kind: DescribeKind::Pod, name, namespace } => {
             ask(client::describe_pod(&cli.state_dir, namespace, name))
+        }
+        Command::Explain { command: ExplainCommand::Service(args) } => {
+            ask(client::explain_service(&cli.state_dir, args))
         }
         Command::Gc(args) => ask(client::gc(&cli.state_dir, args)),
         Command::Cleanup => report(nodelet::app::cleanup()),

@@ -28,6 +28,7 @@ pub mod affinity;
 pub mod conntrack;
 pub mod convert;
 pub mod element;
+pub mod explain;
 pub mod handle;
 pub mod host_ports;
 pub mod index;

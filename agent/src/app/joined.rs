@@ -68,6 +68,8 @@ pub struct Joined {
     pub board: Arc<Board>,
     /// Client for events.
     pub client: kube::Client,
+    /// Client for Services and EndpointSlices.
+    pub services: kube::Client,
     /// Where requests of `nodelet gc` go.
     pub garbage: control::Garbage,
     _watches: Vec<WatchHandle>,
@@ -90,7 +92,7 @@ pub async fn run(parts: Parts<'_>, identity: &Identity) -> anyhow::Result<Joined
     let mut watches = watch_services(&service_client, handle, &envs);
     let extras = Arc::new(watch::Sender::new(NodeExtras::default()));
     let (stopping_tx, stopping) = watch::channel(false);
-    let kube = client.kube();
+    let (kube, services) = (client.kube(), service_client.kube());
     let (board, node, garbage) = match config.only {
         Only::Services => {
             if let Some(half) = &parts.services {
@@ -108,7 +110,7 @@ pub async fn run(parts: Parts<'_>, identity: &Identity) -> anyhow::Result<Joined
         }
     };
     let (_watches, _node, _extras, _stopping) = (watches, node, extras, stopping_tx);
-    Ok(Joined { board, client: kube, garbage, _watches, _node, _extras, _stopping })
+    Ok(Joined { board, client: kube, services, garbage, _watches, _node, _extras, _stopping })
 }
 
 /// The running pod half of a joined node.

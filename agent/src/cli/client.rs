@@ -13,10 +13,11 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
-use super::{Format, GcArgs, GcFormat, GetArgs, GetKind, LogsArgs, gc as shown, print};
+use super::{DataFormat, ExplainServiceArgs, Format, GcArgs, GcFormat, GetArgs, GetKind, LogsArgs, gc as shown, print};
 use crate::control::SOCKET;
 use crate::event::ring::Record;
 use crate::garbage::report::Report;
+use crate::service::explain::{self, ask::Target};
 
 async fn ask(state_dir: &Path, path: &str) -> anyhow::Result<hyper::Response<Incoming>> {
     request(state_dir, Method::GET, path).await
@@ -59,6 +60,40 @@ pub async fn gc(state_dir: &Path, args: &GcArgs) -> anyhow::Result<ExitCode> {
     };
     std::io::stdout().write_all(out.as_bytes())?;
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Exit code of `explain` where there is no answer; 1 says that traffic does not pass.
+const NO_ANSWER: u8 = 2;
+
+/// `nodelet explain service`. The exit code says whether traffic passes.
+pub async fn explain_service(state_dir: &Path, args: &ExplainServiceArgs) -> anyhow::Result<ExitCode> {
+    let report = match explained(state_dir, args).await {
+        Ok(report) => report,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return Ok(ExitCode::from(NO_ANSWER));
+        }
+    };
+    let out = match args.output {
+        Some(DataFormat::Json) => serde_json::to_string_pretty(&report)? + "\n",
+        Some(DataFormat::Yaml) => serde_saphyr::to_string(&report)?,
+        None => explain::text::text(&report),
+    };
+    std::io::stdout().write_all(out.as_bytes())?;
+    Ok(if report.passes { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn explained(state_dir: &Path, args: &ExplainServiceArgs) -> anyhow::Result<explain::Report> {
+    let Target { namespace, name, port } = &args.service;
+    let namespace = namespace.as_ref().unwrap_or(&args.namespace);
+    let mut path = format!("/explain/service?namespace={namespace}&name={name}");
+    let port = port.as_ref().map(|port| ("port", port.to_string()));
+    let protocol = args.protocol.map(|protocol| ("protocol", format!("{protocol:?}")));
+    let from = args.from.as_ref().map(|from| ("from", from.to_string()));
+    for (key, value) in [port, protocol, from].into_iter().flatten() {
+        path += &format!("&{key}={value}");
+    }
+    fetch(state_dir, &path).await
 }
 
 /// `nodelet get`.

@@ -65,7 +65,8 @@ async fn the_socket_is_roots_alone_and_shows_pods_and_logs_until_shutdown() {
     assert_eq!((mode(&path), mode(&socket)), (0o700, 0o600));
     let shutdown = CancellationToken::new();
     let view = Arc::new(Fixed(dir.path().join("logs")));
-    let server = tokio::spawn(serve(listener, view, None, shutdown.clone()));
+    let answers = Answers { view, garbage: None, services: None };
+    let server = tokio::spawn(serve(listener, answers, shutdown.clone()));
     let (status, pods) = ask(&socket, "/pods").await;
     let pods: Value = serde_json::from_str(&pods).unwrap();
     assert_eq!(

@@ -1,6 +1,7 @@
 //! From API objects to the compact forms that the index keeps. Pure. What an API server would not admit is left out here,
 //! part by part, so that one bad object never costs another Service.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
@@ -62,6 +63,14 @@ pub struct Slice {
     pub endpoints: Box<[Endpoint]>,
 }
 
+impl Slice {
+    /// The number of a port of its Service.
+    pub fn number(&self, port: &Port) -> Option<u16> {
+        let found = self.ports.iter().find(|(name, protocol, _)| *name == port.name && *protocol == port.protocol);
+        found.map(|(_, _, number)| *number)
+    }
+}
+
 /// Namespace and name.
 pub fn key(meta: &ObjectMeta) -> Option<ObjectKey> {
     Some(ObjectKey::new(meta.namespace.as_deref()?, meta.name.as_deref()?))
@@ -71,19 +80,60 @@ fn has_label(meta: &ObjectMeta, name: &str) -> bool {
     meta.labels.as_ref().is_some_and(|labels| labels.contains_key(name))
 }
 
-/// Why an address cannot be anybody's but this machine's or this link's own; `None` where it can.
-fn unroutable(address: &IpAddr) -> Option<&'static str> {
+/// Why an address is not used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadAddress {
+    /// There is none.
+    Missing,
+    /// The text is no address.
+    Unreadable,
+    /// It is not of the family that its slice says.
+    OtherFamily,
+    /// It is of one link.
+    LinkLocal,
+    /// It would reach this machine.
+    Loopback,
+    /// It is nobody's.
+    Unspecified,
+    /// It is of many.
+    Multicast,
+}
+
+impl fmt::Display for BadAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Missing => "missing",
+            Self::Unreadable => "not an IP address",
+            Self::OtherFamily => "not of the family of its slice",
+            Self::LinkLocal => "an address of one link",
+            Self::Loopback => "a loopback address",
+            Self::Unspecified => "no address of anybody",
+            Self::Multicast => "a multicast address",
+        })
+    }
+}
+
+/// Reads an address that can be anybody's but this machine's or this link's own.
+fn routable(text: &str) -> Result<IpAddr, BadAddress> {
+    let address = parse_address(text).ok_or(BadAddress::Unreadable)?;
     let is_link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
     match () {
-        () if is_link_local => Some("an address of one link"),
-        () if address.is_loopback() => Some("a loopback address"),
-        () if address.is_unspecified() => Some("no address of anybody"),
-        () if address.is_multicast() => Some("a multicast address"),
-        () => None,
+        () if is_link_local => Err(BadAddress::LinkLocal),
+        () if address.is_loopback() => Err(BadAddress::Loopback),
+        () if address.is_unspecified() => Err(BadAddress::Unspecified),
+        () if address.is_multicast() => Err(BadAddress::Multicast),
+        () => Ok(address),
     }
+}
+
+/// The address of an endpoint of a slice of a family. An address that would reach the node itself, or one of the other
+/// family, is nobody's endpoint.
+pub fn endpoint_address(endpoint: &slim::Endpoint, v6: bool) -> Result<IpAddr, BadAddress> {
+    let address = routable(endpoint.addresses.first().ok_or(BadAddress::Missing)?)?;
+    if address.is_ipv6() == v6 { Ok(address) } else { Err(BadAddress::OtherFamily) }
 }
 
 /// Reads addresses; what cannot be one goes into the notes.
@@ -94,37 +144,52 @@ fn addresses<'a>(what: &'static str, texts: impl Iterator<Item = &'a String>, no
 }
 
 fn address(what: &'static str, text: &str, notes: &mut Notes) -> Option<IpAddr> {
-    let Some(address) = parse_address(text) else {
-        notes.add(|| format!("{what} {text:?} is not an IP address"));
-        return None;
-    };
-    match unroutable(&address) {
-        None => Some(address),
-        Some(why) => {
-            notes.add(|| format!("{what} {text} is {why}"));
-            None
-        }
+    match routable(text) {
+        Ok(address) => return Some(address),
+        Err(why @ BadAddress::Unreadable) => notes.add(|| format!("{what} {text:?} is {why}")),
+        Err(why) => notes.add(|| format!("{what} {text} is {why}")),
     }
+    None
 }
 
 fn port(number: i32) -> Option<u16> {
     u16::try_from(number).ok().filter(|number| *number > 0)
 }
 
-/// A Service that is served by rules; `None` for headless and ExternalName ones, and those of another service proxy.
-pub fn service(service: &slim::Service, external_ip_ranges: Option<&[Cidr]>, notes: &mut Notes) -> Option<Service> {
+/// Why a Service is not served by rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unserved {
+    /// It is a name only.
+    ExternalName,
+    /// It names another service proxy.
+    OtherProxy,
+    /// It is headless by its label.
+    HeadlessLabel,
+    /// It has no address, as those without `clusterIP`.
+    NoClusterIp,
+}
+
+/// A Service that is served by rules, or why it is not.
+pub fn service(
+    service: &slim::Service,
+    external_ip_ranges: Option<&[Cidr]>,
+    notes: &mut Notes,
+) -> Result<Service, Unserved> {
     let spec = &service.spec;
     if spec.kind.as_deref() == Some("ExternalName") {
-        return None;
+        return Err(Unserved::ExternalName);
     }
-    if has_label(&service.metadata, SERVICE_PROXY_NAME) || has_label(&service.metadata, HEADLESS) {
-        return None;
+    if has_label(&service.metadata, SERVICE_PROXY_NAME) {
+        return Err(Unserved::OtherProxy);
+    }
+    if has_label(&service.metadata, HEADLESS) {
+        return Err(Unserved::HeadlessLabel);
     }
     let first = spec.cluster_ip.iter().filter(|_| spec.cluster_ips.is_empty());
     let cluster_ips = spec.cluster_ips.iter().chain(first).filter(|text| *text != "None");
     let cluster_ips = addresses("clusterIP", cluster_ips, notes);
     if cluster_ips.is_empty() {
-        return None;
+        return Err(Unserved::NoClusterIp);
     }
     let ingress = service.status.load_balancer.ingress.iter();
     let ingress = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_ref());
@@ -149,7 +214,7 @@ pub fn service(service: &slim::Service, external_ip_ranges: Option<&[Cidr]>, not
             notes.add(|| format!("{other} is of a family that the Service does not have"));
         }
     }
-    Some(service)
+    Ok(service)
 }
 
 fn external_ips(texts: &[String], ranges: Option<&[Cidr]>, notes: &mut Notes) -> Box<[IpAddr]> {
@@ -227,16 +292,15 @@ pub fn slice(slice: &slim::EndpointSlice, node_name: &str, zones: &mut Zones, no
     };
     let mut endpoints = Vec::with_capacity(slice.endpoints.len());
     for e in &slice.endpoints {
-        let Some(text) = e.addresses.first() else {
-            notes.add(|| "an endpoint has no address".to_owned());
-            continue;
-        };
-        // An address that would reach the node itself, or one of the other family, is nobody's endpoint.
-        let Some(address) = address("endpoint", text, notes) else { continue };
-        if address.is_ipv6() == v6 {
-            endpoints.push(endpoint(e, address, node_name, zones));
-        } else {
-            notes.add(|| format!("endpoint {text} is not of the family {}", slice.address_type));
+        let text = || e.addresses.first().map(String::as_str).unwrap_or_default();
+        match endpoint_address(e, v6) {
+            Ok(address) => endpoints.push(endpoint(e, address, node_name, zones)),
+            Err(BadAddress::Missing) => notes.add(|| "an endpoint has no address".to_owned()),
+            Err(BadAddress::OtherFamily) => {
+                notes.add(|| format!("endpoint {} is not of the family {}", text(), slice.address_type));
+            }
+            Err(why @ BadAddress::Unreadable) => notes.add(|| format!("endpoint {:?} is {why}", text())),
+            Err(why) => notes.add(|| format!("endpoint {} is {why}", text())),
         }
     }
     let ports = slice.ports.iter().filter_map(|p| slice_port(p, notes)).collect();
@@ -254,7 +318,8 @@ fn slice_port(of: &slim::EndpointPort, notes: &mut Notes) -> Option<(Box<str>, P
     Some((of.name.as_deref().unwrap_or_default().into(), protocol, number))
 }
 
-fn endpoint(endpoint: &slim::Endpoint, address: IpAddr, node_name: &str, zones: &mut Zones) -> Endpoint {
+/// An endpoint at an address that can be one's.
+pub fn endpoint(endpoint: &slim::Endpoint, address: IpAddr, node_name: &str, zones: &mut Zones) -> Endpoint {
     let conditions = &endpoint.conditions;
     let ready = conditions.ready.unwrap_or(true);
     let serving = conditions.serving.unwrap_or(true);

@@ -1,17 +1,23 @@
 //! What other tasks hold of the programmer: they tell it what they saw, and ask it how it does.
 
+use std::collections::BTreeSet;
+use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
+use super::explain::Programming;
 use super::host_ports::HostPort;
+use super::index::known::Known;
 use super::index::{HealthChecks, Index};
 use super::metrics::{Gauges, Metrics};
-use super::{Settings, notice, slim};
+use super::walk::maps::Held;
+use super::{Settings, kernel, notice, slim};
 use crate::event::Recorder;
 use crate::ids::ObjectKey;
+use crate::nft::socket::Kernel;
 use crate::watch::{WatchEvent, WatchSink};
 
 /// What the thread was told since it last looked.
@@ -221,10 +227,47 @@ impl ServiceHandle {
         }
     }
 
+    /// Looks at a Service from both sides: what the index wants, and what the kernel holds. It blocks for as long as a dump of
+    /// our sets takes, and up to some seconds where changes come one after the other, so that they do not look like drift.
+    pub fn look(&self, service: &ObjectKey) -> io::Result<Sight> {
+        let mut kernel = Kernel::open()?;
+        for is_last in [false, false, true] {
+            // Before the lists are complete nothing is programmed, however long one waits.
+            if lock(&self.shared.index).has_synced() {
+                self.programmed(Duration::from_secs(2));
+            }
+            let before = lock(&self.shared.wake).newest;
+            let known = lock(&self.shared.index).known(service);
+            let settings = lock(&self.shared.settings).clone();
+            let fronts: BTreeSet<_> = known.fronts.iter().flatten().map(|(front, _)| *front).collect();
+            let held = kernel::held(&mut kernel, &settings, &fronts)?;
+            let newest = lock(&self.shared.wake).newest;
+            let is_pending = known.is_synced && *lock(&self.shared.done) < newest;
+            if is_last || !known.is_synced || (newest == before && !is_pending) {
+                let programming = Programming { is_pending, error: self.status().error };
+                return Ok(Sight { known, settings, held, programming });
+            }
+        }
+        Err(io::ErrorKind::Interrupted.into())
+    }
+
     /// How it does.
     pub fn status(&self) -> Status {
         lock(&self.shared.status).clone()
     }
+}
+
+/// A Service as index and kernel have it.
+#[derive(Clone, Debug)]
+pub struct Sight {
+    /// What the index knows.
+    pub known: Known,
+    /// Settings that are in rules.
+    pub settings: Settings,
+    /// What the kernel holds.
+    pub held: Held,
+    /// How the programmer does.
+    pub programming: Programming,
 }
 
 /// Keeps the programmer alive, like every handle.

@@ -17,6 +17,7 @@ use crate::ids::ObjectKey;
 use crate::watch::WatchEvent;
 
 mod ignored;
+pub mod known;
 mod refused;
 mod views;
 
@@ -250,8 +251,8 @@ impl Index {
                 let new = convert::service(&service, self.external_ip_ranges.as_deref(), &mut notes);
                 self.said.note((Kind::Service, &key), &key, &notes);
                 match new {
-                    Some(new) => self.put_service(key, new),
-                    None => self.remove_service(&key),
+                    Ok(new) => self.put_service(key, new),
+                    Err(_) => self.remove_service(&key),
                 }
             }
             WatchEvent::InitDone => {
@@ -385,23 +386,29 @@ impl Index {
         for port in &service.ports {
             let endpoints = self.endpoints(key, port);
             let selected = [false, true].map(|v6| select(&endpoints, v6, self.zone));
-            let mut claim = |address: IpAddr, number: u16, rank: Rank| {
-                // A Service of one family has nothing in the other, whatever slices somebody made for it.
-                if !service.cluster_ips.iter().any(|own| own.is_ipv6() == address.is_ipv6()) {
-                    return;
-                }
-                let front = Front { address, protocol: port.protocol, port: number };
-                let program = program(service, &selected[usize::from(address.is_ipv6())], address, rank);
-                desired.entry(front).or_insert(Claim { program, rank });
-            };
-            service.cluster_ips.iter().for_each(|address| claim(*address, port.port, Rank::ClusterIp));
-            if port.node_port > 0 {
-                self.node_addresses.iter().for_each(|address| claim(*address, port.node_port, Rank::NodePort));
+            for (front, rank) in self.fronts(service, port) {
+                let selected = &selected[usize::from(front.address.is_ipv6())];
+                let claim = || Claim { program: program(service, selected, front.address, rank), rank };
+                desired.entry(front).or_insert_with(claim);
             }
-            service.ingress_ips.iter().for_each(|address| claim(*address, port.port, Rank::Ingress));
-            service.external_ips.iter().for_each(|address| claim(*address, port.port, Rank::External));
         }
         desired
+    }
+
+    /// The fronts of a port of a Service and with what right it has each, those with most right first.
+    fn fronts<'a>(&'a self, service: &'a Service, port: &'a Port) -> impl Iterator<Item = (Front, Rank)> + 'a {
+        let at = move |addresses: &'a [IpAddr], number: u16, rank: Rank| {
+            let front =
+                move |address: &IpAddr| (Front { address: *address, protocol: port.protocol, port: number }, rank);
+            addresses.iter().map(front)
+        };
+        let node_addresses = if port.node_port > 0 { self.node_addresses.as_slice() } else { &[] };
+        let all = at(&service.cluster_ips, port.port, Rank::ClusterIp)
+            .chain(at(node_addresses, port.node_port, Rank::NodePort))
+            .chain(at(&service.ingress_ips, port.port, Rank::Ingress))
+            .chain(at(&service.external_ips, port.port, Rank::External));
+        // A Service of one family has nothing in the other, whatever slices somebody made for it.
+        all.filter(|(front, _)| service.cluster_ips.iter().any(|own| own.is_ipv6() == front.address.is_ipv6()))
     }
 
     /// Endpoints of a Service port over all slices.
@@ -409,9 +416,7 @@ impl Index {
         let slices = self.slices_of.get(key).into_iter().flatten().filter_map(|key| self.slices.get(key));
         slices
             .flat_map(|slice| {
-                let number =
-                    slice.ports.iter().find(|(name, protocol, _)| *name == port.name && *protocol == port.protocol);
-                let number = number.map(|(_, _, number)| *number);
+                let number = slice.number(port);
                 number.into_iter().flat_map(|number| slice.endpoints.iter().map(move |e| (self.standing(*e), number)))
             })
             .collect()

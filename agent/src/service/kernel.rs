@@ -3,10 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use super::Settings;
-use super::structure::{self, SETS, TABLE};
+use super::element::read_affinity;
+use super::program::Element;
+use super::structure::{self, SETS, SetName, TABLE};
 use super::table::{Adoption, Sum, Tables};
+use super::walk::maps::{Held, RulesFound};
+use super::{Front, Settings};
 use crate::nft::batch::{Batch, Message};
+use crate::nft::decode::Raw;
 use crate::nft::socket::{Dump, Kernel, again};
 use crate::nft::{Family, decode, expr};
 
@@ -53,6 +57,42 @@ fn read(kernel: &mut Kernel) -> io::Result<(Tables, Chains)> {
         }
     }
     Ok((adoption.finish(), all))
+}
+
+/// Reads what the kernel holds of some fronts. It changes nothing, so it needs no turn of the programmer.
+pub fn held(kernel: &mut Kernel, settings: &Settings, fronts: &BTreeSet<Front>) -> io::Result<Held> {
+    let mut rules = [RulesFound::Missing; 2];
+    for (family, rules) in FAMILIES.into_iter().zip(&mut rules) {
+        let chains = chains(kernel, family)?;
+        *rules = match (chains.is_empty(), has_structure(kernel, family, settings, &chains)?) {
+            (true, _) => RulesFound::Missing,
+            (false, true) => RulesFound::Ours,
+            (false, false) => RulesFound::Changed,
+        };
+    }
+    let held = again(|| {
+        let mut held = Held { rules, ..Held::default() };
+        for (family, set) in FAMILIES.into_iter().flat_map(|family| SETS.map(|set| (family, set))) {
+            kernel.elements(family, TABLE, set.name(), |raw| take_held(&mut held, (family, set), raw, fronts))?;
+        }
+        Ok(held)
+    })?;
+    Ok(held)
+}
+
+fn take_held(held: &mut Held, (family, set): (Family, SetName), raw: &Raw<'_>, fronts: &BTreeSet<Front>) {
+    match set {
+        SetName::Affinity => {
+            let client = read_affinity(family, raw).filter(|(front, ..)| fronts.contains(front));
+            held.remembered.extend(client.map(|(front, client, backend)| ((front, client), backend)));
+        }
+        // A packet may be refused at the endpoint that it was sent to.
+        SetName::ClusterIps | SetName::Hairpin | SetName::NoEndpoints => drop(held.maps.read(family, set, raw)),
+        _ => {
+            let element = Element::read(family, set, raw).filter(|element| fronts.contains(element.front()));
+            element.iter().for_each(|element| held.maps.add(element));
+        }
+    }
 }
 
 /// Writes the structure of other settings into tables that are there; elements stay.

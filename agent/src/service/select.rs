@@ -39,7 +39,7 @@ pub struct Endpoint {
 }
 
 /// Names of zones as bits, so that an endpoint keeps two bytes of them.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Zones {
     names: Vec<Box<str>>,
 }
@@ -59,6 +59,11 @@ impl Zones {
         });
         1u16.checked_shl(u32::try_from(index).unwrap_or(15)).unwrap_or(Self::OTHERS)
     }
+
+    /// The zone of a bit; none for 0 and for the bit that many share.
+    pub fn name(&self, bit: u16) -> Option<&str> {
+        self.names.get(usize::try_from(bit.checked_ilog2()?).ok()?).map(|name| &**name)
+    }
 }
 
 /// The endpoints of one Service port and family.
@@ -70,26 +75,80 @@ pub struct Selected {
     pub local: Vec<Backend>,
 }
 
-/// Chooses from endpoints with their ports. Ready ones, or those that serve while they terminate when none is ready; each
-/// address and port once. `zone` is the bit of this node's zone, 0 while it is unknown.
+/// Chooses from endpoints with their ports by [`Criteria`]; each address and port once. `zone` is the bit of this node's
+/// zone, 0 while it is unknown.
 pub fn select(endpoints: &[(Endpoint, u16)], v6: bool, zone: u16) -> Selected {
-    let of = |wanted: &dyn Fn(&Endpoint) -> bool| -> Vec<Backend> {
-        let chosen = endpoints.iter().filter(|(e, _)| e.address.is_ipv6() == v6 && wanted(e));
+    let criteria = Criteria::of(endpoints, v6, zone);
+    let of = |check: &dyn Fn(&Endpoint) -> Result<(), Unused>| -> Vec<Backend> {
+        let chosen = endpoints.iter().filter(|(e, _)| e.address.is_ipv6() == v6 && check(e).is_ok());
         let chosen: BTreeSet<_> = chosen.map(|(e, port)| Backend { address: e.address, port: *port }).collect();
         chosen.into_iter().collect()
     };
-    let first = |ready: Vec<Backend>, draining: &dyn Fn(&Endpoint) -> bool| {
-        if ready.is_empty() { of(draining) } else { ready }
-    };
-    let ready = endpoints.iter().map(|(e, _)| e);
-    let ready = ready.filter(|e| e.address.is_ipv6() == v6 && e.standing == Standing::Ready);
-    let topology = Topology::of(ready, zone);
-    let cluster = of(&|e| e.standing == Standing::Ready && topology.admits(e));
-    Selected {
-        cluster: first(cluster, &|e| e.standing == Standing::Draining),
-        local: first(of(&|e| e.local && e.standing == Standing::Ready), &|e| {
-            e.local && e.standing == Standing::Draining
-        }),
+    Selected { cluster: of(&|e| criteria.for_cluster(e)), local: of(&|e| criteria.for_local(e)) }
+}
+
+/// Why an endpoint gets no traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unused {
+    /// It is not ready.
+    NotReady,
+    /// It terminates while others are ready.
+    Draining,
+    /// It is on another node, and the policy is `Local`.
+    Elsewhere,
+    /// It is meant for other nodes.
+    OtherNode,
+    /// It is meant for other zones.
+    OtherZone,
+}
+
+/// By what the endpoints of a Service port and family are chosen: ready ones, or those that serve while they terminate when
+/// none is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Criteria {
+    topology: Topology,
+    /// What is wanted of endpoints under policy `Cluster`.
+    cluster: Standing,
+    /// And under `Local`.
+    local: Standing,
+}
+
+impl Criteria {
+    /// From all endpoints with their ports, of which those of a family count.
+    pub fn of(endpoints: &[(Endpoint, u16)], v6: bool, zone: u16) -> Self {
+        let ready = endpoints.iter().map(|(e, _)| e);
+        let ready = ready.filter(|e| e.address.is_ipv6() == v6 && e.standing == Standing::Ready);
+        let wanted = |has_ready: bool| if has_ready { Standing::Ready } else { Standing::Draining };
+        Self {
+            topology: Topology::of(ready.clone(), zone),
+            cluster: wanted(ready.clone().next().is_some()),
+            local: wanted(ready.clone().any(|e| e.local)),
+        }
+    }
+
+    /// Whether an endpoint serves under policy `Cluster`.
+    pub fn for_cluster(&self, endpoint: &Endpoint) -> Result<(), Unused> {
+        has_standing(endpoint, self.cluster)?;
+        // Where none is ready, hints are of no use.
+        if self.cluster == Standing::Ready { self.topology.admits(endpoint) } else { Ok(()) }
+    }
+
+    /// Whether it serves under policy `Local`.
+    pub fn for_local(&self, endpoint: &Endpoint) -> Result<(), Unused> {
+        if endpoint.local { has_standing(endpoint, self.local) } else { Err(Unused::Elsewhere) }
+    }
+
+    /// Whether hints of endpoints are followed.
+    pub fn follows_hints(&self) -> bool {
+        self.topology != Topology::All
+    }
+}
+
+fn has_standing(endpoint: &Endpoint, wanted: Standing) -> Result<(), Unused> {
+    match endpoint.standing {
+        Standing::Out => Err(Unused::NotReady),
+        Standing::Draining if wanted == Standing::Ready => Err(Unused::Draining),
+        Standing::Ready | Standing::Draining => Ok(()),
     }
 }
 
@@ -118,11 +177,11 @@ impl Topology {
         }
     }
 
-    fn admits(self, endpoint: &Endpoint) -> bool {
+    fn admits(self, endpoint: &Endpoint) -> Result<(), Unused> {
         match self {
-            Self::Node => endpoint.hints.node == Some(true),
-            Self::Zone(zone) => endpoint.hints.zones & zone != 0,
-            Self::All => true,
+            Self::Node if endpoint.hints.node != Some(true) => Err(Unused::OtherNode),
+            Self::Zone(zone) if endpoint.hints.zones & zone == 0 => Err(Unused::OtherZone),
+            Self::Node | Self::Zone(_) | Self::All => Ok(()),
         }
     }
 }
@@ -215,11 +274,47 @@ mod tests {
     }
 
     #[test]
+    fn every_endpoint_that_is_left_out_has_its_reason() {
+        use Standing::{Draining, Out, Ready};
+        use Unused::{Elsewhere, NotReady, OtherNode, OtherZone};
+        let reasons = |endpoints: &[(Endpoint, u16)]| {
+            let criteria = Criteria::of(endpoints, false, A);
+            let of = |(e, _): &(Endpoint, u16)| (criteria.for_cluster(e).err(), criteria.for_local(e).err());
+            endpoints.iter().map(of).collect::<Vec<_>>()
+        };
+        let standings = [
+            endpoint(1, Ready, false, None, 0),
+            endpoint(2, Draining, true, None, 0),
+            endpoint(3, Out, true, None, 0),
+            endpoint(4, Out, false, None, 0),
+        ];
+        let draining = Some(Unused::Draining);
+        assert_eq!(
+            reasons(&standings),
+            [
+                (None, Some(Elsewhere)),
+                (draining, None),
+                (Some(NotReady), Some(NotReady)),
+                (Some(NotReady), Some(Elsewhere))
+            ]
+        );
+        assert_eq!(
+            reasons(&standings[1..]),
+            [(None, None), (Some(NotReady), Some(NotReady)), (Some(NotReady), Some(Elsewhere))]
+        );
+        let zones = [endpoint(1, Ready, true, None, B), endpoint(2, Ready, false, None, A)];
+        assert_eq!(reasons(&zones), [(Some(OtherZone), None), (None, Some(Elsewhere))]);
+        let nodes = [endpoint(1, Ready, true, Some(true), B), endpoint(2, Ready, false, Some(false), A)];
+        assert_eq!(reasons(&nodes), [(None, None), (Some(OtherNode), Some(Elsewhere))]);
+    }
+
+    #[test]
     fn zones_beyond_the_fifteenth_share_a_bit() {
         let mut zones = Zones::default();
         let bits: Vec<u16> = (0..20).map(|n| zones.bit(&format!("zone-{n}"))).collect();
         assert_eq!(bits[..15].iter().fold(0, |all, bit| all | bit).count_ones(), 15);
         assert!(bits[15..].iter().all(|bit| *bit == Zones::OTHERS));
         assert_eq!(zones.bit("zone-3"), bits[3]);
+        assert_eq!([zones.name(0), zones.name(bits[3]), zones.name(Zones::OTHERS)], [None, Some("zone-3"), None]);
     }
 }

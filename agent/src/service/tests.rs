@@ -392,3 +392,28 @@ fn after_a_restart_nobody_has_the_cluster_ip_of_another_service_for_a_moment() {
         world.take(Step::Restart(0));
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// An explanation names the Service that an address is lost to: each front belongs to the one that has no rival there.
+    #[test]
+    fn who_has_a_front_is_who_has_no_rival_for_it(forms in prop::collection::vec(any::<u16>(), 2..5)) {
+        let numbered = || (0u8..).zip(&forms);
+        let services = numbered().map(|(n, form)| (n, service(n, *form))).collect();
+        let slices = numbered().map(|(n, _)| (n, slice(n, n, 0b01_10 << n))).collect();
+        let mut world = World::with(Objects { services, slices }, settings());
+        world.relist(BOTH, true);
+        world.commit();
+        let tables = world.tables.as_ref().unwrap();
+        let mut owned = 0;
+        for (key, known) in world.index.keys().iter().map(|key| (key, world.index.known(key))) {
+            for (front, claim) in known.desired.iter().filter(|(front, _)| !known.rivals.contains_key(front)) {
+                let installed = tables.program(front);
+                prop_assert_eq!(Some(&claim.program.clone().arranged(installed)), installed, "{} at {:?}", key, front);
+                owned += 1;
+            }
+        }
+        prop_assert_eq!(owned, tables.fronts().count(), "each has one owner");
+    }
+}

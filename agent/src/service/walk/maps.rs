@@ -34,6 +34,29 @@ pub struct Maps {
     pub hairpin: BTreeSet<IpAddr>,
 }
 
+/// Whether the chains and rules of a family are ours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RulesFound {
+    /// They are.
+    #[default]
+    Ours,
+    /// Some are others, or are not there.
+    Changed,
+    /// There is no table.
+    Missing,
+}
+
+/// What a kernel holds of some fronts.
+#[derive(Clone, Debug, Default)]
+pub struct Held {
+    /// The elements: all that belong to those fronts, and of any front those by which packets are refused.
+    pub maps: Maps,
+    /// Endpoints that clients had last, by front and client.
+    pub remembered: BTreeMap<(Front, IpAddr), Backend>,
+    /// Chains and rules, IPv4 and IPv6.
+    pub rules: [RulesFound; 2],
+}
+
 impl Maps {
     /// What the programmer wants the kernel to hold.
     pub fn of(tables: &Tables) -> Self {
@@ -59,6 +82,24 @@ impl Maps {
             Element::Firewalled(front) => drop(self.firewalled.insert(front)),
             Element::Allowed(front, source) => drop(self.allowed.entry(front).or_default().insert(source)),
         }
+    }
+
+    /// The elements of a front.
+    pub fn of_front(&self, front: &Front) -> BTreeSet<Element> {
+        let mut elements = BTreeSet::new();
+        for view in [View::All, View::Local] {
+            let verdict = self.services.get(&(view, *front));
+            elements.extend(verdict.map(|verdict| Element::Service(view, *front, *verdict)));
+            let slots = self.endpoints.range((view, *front, 0)..=(view, *front, u32::MAX));
+            elements.extend(slots.map(|((.., slot), backend)| Element::Endpoint(view, *front, *slot, *backend)));
+        }
+        elements.extend(self.affinities.get(front).map(|seconds| Element::Affinity(*front, *seconds)));
+        elements.extend(self.no_endpoints.get(front).map(|front| Element::NoEndpoints(*front)));
+        elements.extend(self.masquerade.get(front).map(|front| Element::Masquerade(*front)));
+        elements.extend(self.firewalled.get(front).map(|front| Element::Firewalled(*front)));
+        let allowed = self.allowed.get(front).into_iter().flatten();
+        elements.extend(allowed.map(|source| Element::Allowed(*front, *source)));
+        elements
     }
 
     /// Takes in an element of a dump; answers whether it is one that we write.
