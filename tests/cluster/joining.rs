@@ -1,6 +1,7 @@
 //! The ways to join: with a bootstrap token, and with one half of the work only.
 
 use anyhow::{Context, ensure};
+use harness::agent::Agent;
 use harness::containerd::{Cni, Version};
 use harness::control_plane::ControlPlane;
 use harness::eventually::eventually;
@@ -61,6 +62,7 @@ async fn halves() -> anyhow::Result<()> {
     let mut services = rig.node.run_services(&rig.plane, NAME)?;
     answers(&rig, "the Service to answer").await.with_context(|| services.log_tail())?;
     services.ensure_running()?;
+    explained(rig.node.agent()?, &services)?;
     load_balancers_are_told(&rig).await?;
 
     // Each goes on without the other.
@@ -74,6 +76,22 @@ async fn halves() -> anyhow::Result<()> {
     rig.nothing_is_left().await?;
     drop(services);
     rig.finish()
+}
+
+/// With the rights of a service proxy the objects can be read; who programs no Services has nothing to explain.
+fn explained(pods: &Agent, services: &Agent) -> anyhow::Result<()> {
+    let text = services.ask(&["explain", "service", "web", "--from", "192.0.2.1"])?;
+    let node = format!("node {NAME} (this one)  ready  IN: ready");
+    for part in
+        ["(NodePort), on node", "pod web-", &node, "from outside (192.0.2.1): goes to one of 2", "Traffic passes."]
+    {
+        ensure!(text.contains(part), "no {part:?} in\n{text}");
+    }
+    ensure!(!text.contains("What is wrong") && !text.contains("could not be read"), "{text}");
+    let refused = pods.run(&["explain", "service", "web"])?;
+    let error = String::from_utf8_lossy(&refused.stderr);
+    ensure!(refused.status.code() == Some(2) && error.contains("this agent programs no Services"), "{error}");
+    Ok(())
 }
 
 async fn answers(rig: &Rig, what: &str) -> anyhow::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -91,10 +91,15 @@ impl Agent {
         }
     }
 
-    /// Runs `nodelet --state-dir ... WORDS` and gives what it prints.
-    pub fn ask(&self, words: &[&str]) -> anyhow::Result<String> {
+    /// Runs `nodelet --state-dir ... WORDS` and gives how it ends.
+    pub fn run(&self, words: &[&str]) -> anyhow::Result<Output> {
         let mut command = Command::new(programs::workspace_binary("nodelet")?);
-        let done = command.arg("--state-dir").arg(&self.command.state_dir).args(words).output()?;
+        Ok(command.arg("--state-dir").arg(&self.command.state_dir).args(words).output()?)
+    }
+
+    /// The same for what must not fail; gives what it prints.
+    pub fn ask(&self, words: &[&str]) -> anyhow::Result<String> {
+        let done = self.run(words)?;
         let error = String::from_utf8_lossy(&done.stderr);
         ensure!(done.status.success(), "nodelet {}: {}: {error}", words.join(" "), done.status);
         Ok(String::from_utf8_lossy(&done.stdout).into_owned())

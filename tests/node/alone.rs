@@ -13,6 +13,7 @@ use harness::node::Node;
 use crate::look::{LONG, all_ready, web};
 
 mod commands;
+mod explain;
 mod manifests;
 mod pods;
 mod runtime;
@@ -63,6 +64,7 @@ async fn scenarios(node: &mut Node) -> anyhow::Result<()> {
         services::cluster_ips_are_kept_over_restarts,
         commands::get_shows_pods_services_and_endpoints,
         commands::logs_and_describe_tell_of_a_pod,
+        explain::service_says_where_packets_go_and_its_exit_code_whether_they_pass,
         manifests::a_broken_manifest_keeps_what_ran_and_is_named_with_its_line,
         manifests::a_broken_manifest_keeps_what_ran_over_a_restart,
         runtime::a_sandbox_that_is_lost_is_replaced,

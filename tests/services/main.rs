@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod connections;
+mod explain;
 mod flow_table;
 mod flows;
 mod host_ports;

@@ -61,7 +61,10 @@ impl Explainer {
         let machine = address::of_machine().await;
         let is_here = |address: &&IpAddr| machine.is_empty() || machine.contains(address);
         let own = self.node.iter().filter(is_here).chain(&machine).copied().collect();
-        let pods = self.board.pods().iter().filter_map(local_pod).collect();
+        let mut pods = self.board.pods();
+        // The one before it may still be on its way out.
+        pods.sort_by(|a, b| b.metadata.creation_timestamp.cmp(&a.metadata.creation_timestamp));
+        let pods = pods.iter().filter_map(local_pod).collect();
         let (known, settings, held, programming) = (sight.known, sight.settings, sight.held, sight.programming);
         let facts = Facts { known, objects, held, settings, own, pods, programming };
         report(&facts, &ask).map_err(|refusal| refusal.to_string())
@@ -115,7 +118,7 @@ fn typed<T: DeserializeOwned>(shown: Vec<Value>, key: &ObjectKey) -> Vec<T> {
     shown.into_iter().filter(namespace).filter_map(|object| serde_json::from_value(object).ok()).collect()
 }
 
-/// A pod with its addresses; one without has none to send from.
+/// A pod that is not at its end, with its addresses.
 fn local_pod(pod: &Pod) -> Option<LocalPod> {
     let key = ObjectKey::new(pod.metadata.namespace.as_deref()?, pod.metadata.name.as_deref()?);
     let status = pod.status.as_ref()?;

@@ -81,7 +81,7 @@ pub struct Facts {
     pub settings: Settings,
     /// All addresses of this machine, those of the Node first.
     pub own: Vec<IpAddr>,
-    /// Pods of this node.
+    /// Pods of this node, the newest of a name first.
     pub pods: Vec<LocalPod>,
     /// How the programmer does.
     pub programming: Programming,
@@ -109,6 +109,9 @@ pub enum Refusal {
     /// The pod is not known.
     #[error("there is no pod {0} on this node; give the address of a pod elsewhere: --from IP")]
     NoPod(ObjectKey),
+    /// The pod has no address.
+    #[error("pod {0} has no address yet, so nothing comes from it")]
+    NoAddress(ObjectKey),
     /// The source and the Service have no family in common.
     #[error("Service {0} has no address of the family of {1}, so nothing from there can reach it")]
     OtherFamily(ObjectKey, String),

@@ -138,7 +138,7 @@ impl Found {
             )),
             (true, _, None) => self.wrong("no EndpointSlice names the Service, so it has no endpoints"),
             (true, _, Some(selector)) => self.wrong(format!(
-                "no EndpointSlice names the Service: nothing has made one for pods with {selector}; is the EndpointSlice controller at work?"
+                "the Service has no endpoints: no EndpointSlice names it, so no running pod has the labels {selector}, or the EndpointSlice controller does not work"
             )),
             (false, 0, None) => self.wrong("the EndpointSlices of the Service have no endpoints"),
             (false, 0, Some(selector)) => {
@@ -210,7 +210,7 @@ impl Found {
         let outside = port.endpoints.iter().filter(|e| e.outside.as_ref().unwrap_or(&e.inside).is_in()).count();
         if service.internal_local && inside == 0 && others > 0 {
             self.wrong(format!(
-                "{name}: internalTrafficPolicy is Local, and none of {others} elsewhere is on this node: connections from this node to the ClusterIP are dropped"
+                "{name}: internalTrafficPolicy is Local, and no endpoint that serves is on this node ({others} elsewhere): connections from this node to the ClusterIP are dropped"
             ));
         }
         let has_external = port.fronts.iter().any(|front| front.kind != FrontKind::ClusterIp);
@@ -220,7 +220,7 @@ impl Found {
                 port => format!("; load balancers learn that from the health check on port {port}"),
             };
             self.wrong(format!(
-                "{name}: externalTrafficPolicy is Local, and none of {others} elsewhere is on this node: what comes here from outside is dropped{asked}"
+                "{name}: externalTrafficPolicy is Local, and no endpoint that serves is on this node ({others} elsewhere): what comes here from outside is dropped{asked}"
             ));
         }
     }

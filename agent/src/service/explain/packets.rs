@@ -40,7 +40,10 @@ fn sources(facts: &Facts, ask: &Ask, (front, rank): (&Front, Rank)) -> Result<Ve
         Sender::Pod(namespace, name) => {
             let namespace = namespace.as_deref().unwrap_or(&ask.service.namespace);
             let key = ObjectKey::new(namespace, name);
-            let found = facts.pods.iter().find(|pod| pod.key == key).ok_or(Refusal::NoPod(key))?;
+            let found = facts.pods.iter().find(|pod| pod.key == key).ok_or_else(|| Refusal::NoPod(key.clone()))?;
+            if found.addresses.is_empty() {
+                return Err(Refusal::NoAddress(key));
+            }
             of_pod(facts, found, v6).into_iter().collect()
         }
         Sender::Address(address) if address.is_ipv6() != v6 => Vec::new(),

@@ -326,7 +326,9 @@ fn where_endpoints_should_come_from_is_said_when_there_are_none() {
         ),
         (
             vec![with_selector.clone()],
-            vec!["no EndpointSlice names the Service: nothing has made one for pods with app=web"],
+            vec![
+                "the Service has no endpoints: no EndpointSlice names it, so no running pod has the labels app=web, or",
+            ],
         ),
         (
             vec![with_selector.clone(), slice("web", &[])],
@@ -379,6 +381,10 @@ fn questions_without_an_answer_say_what_was_expected() {
         refusal(&ask("web", "fd00::1")),
         "Service default/web has no address of the family of fd00::1, so nothing from there can reach it"
     );
+    let mut facts = facts.clone();
+    facts.pods.push(LocalPod { key: key("new"), addresses: Vec::new(), host_network: false });
+    let refused = report(&facts, &ask("web", "pod/new")).unwrap_err().to_string();
+    assert_eq!(refused, "pod default/new has no address yet, so nothing comes from it");
     let mut facts = world.facts("other");
     let refusal = |facts: &Facts| report(facts, &ask("other", "")).unwrap_err().to_string();
     assert!(refusal(&facts).starts_with("there is no Service default/other"));

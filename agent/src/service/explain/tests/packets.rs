@@ -39,7 +39,7 @@ fn a_local_policy_without_endpoints_here_drops() {
     assert_wrong(
         &report,
         &[
-            "port 80/TCP: externalTrafficPolicy is Local, and none of 1 elsewhere is on this node: what comes here from outside is dropped; load balancers learn that from the health check on port 32000",
+            "port 80/TCP: externalTrafficPolicy is Local, and no endpoint that serves is on this node (1 elsewhere): what comes here from outside is dropped; load balancers learn that from the health check on port 32000",
         ],
     );
     let internal = json!({"internalTrafficPolicy": "Local"});
