@@ -2,14 +2,16 @@
 
 use std::io;
 
+use harness::netns::Netns;
 use nodelet::ids::ObjectKey;
 use nodelet::nft::socket::Kernel;
+use nodelet::service::ServiceHandle;
 use nodelet::service::explain::{Ask, Facts, Objects, Programming, Report, ask::Sender, report};
 use nodelet::service::handle::Sight;
 use nodelet::service::kernel;
 use serde_json::Value;
 
-use crate::rig::{NODE, POD_PORT, Rig, at, cluster_ips, service};
+use crate::rig::{POD_PORT, Rig, at, cluster_ips, service};
 use crate::traffic::outcome;
 
 fn key(name: &str) -> ObjectKey {
@@ -21,21 +23,42 @@ fn look(rig: &Rig, name: &str) -> Sight {
     rig.node.within(move || handle.look(&key(name))).unwrap().unwrap()
 }
 
-/// What is said of TCP from a pod of the node.
-fn explain(sight: Sight, name: &str, objects: &[Value], from: &str) -> Report {
-    let typed = |value: &Value| serde_json::from_value(value.clone()).unwrap();
+/// What is said of a Service, given it and its slices.
+fn explained(sight: Sight, name: &str, objects: &[&Value], from: Sender) -> Report {
+    let typed = |value: &&Value| serde_json::from_value((*value).clone()).unwrap();
     let slices = objects.iter().filter(|object| object["kind"] == "EndpointSlice");
     let service = objects.iter().find(|object| object["kind"] == "Service");
     let objects = Objects {
-        service: service.map(|service| serde_json::from_value(service.clone()).unwrap()),
+        service: service.map(|service| serde_json::from_value((*service).clone()).unwrap()),
         slices: slices.map(typed).collect(),
     };
     let Sight { known, settings, held, programming } = sight;
-    let own = NODE.map(|address| address.parse().unwrap()).to_vec();
+    let own = settings.node_addresses.clone();
     let facts = Facts { known, objects: Ok(objects), held, settings, own, pods: Vec::new(), programming };
-    let from: Sender = from.parse().unwrap();
-    let protocol = Some(nodelet::service::Protocol::Tcp);
-    report(&facts, &Ask { service: key(name), port: None, protocol, from }).unwrap()
+    report(&facts, &Ask { service: key(name), port: None, protocol: None, from }).unwrap()
+}
+
+/// The same, asked from an address.
+fn explain(sight: Sight, name: &str, objects: &[Value], from: &str) -> Report {
+    explained(sight, name, &objects.iter().collect::<Vec<_>>(), from.parse().unwrap())
+}
+
+/// Where the kernel of a node differs from what is wanted, over all of these Services, and how many addresses were compared.
+pub(crate) fn differences(netns: &Netns, handle: &ServiceHandle, objects: &[Value]) -> (Vec<String>, usize) {
+    let (mut found, mut fronts) = (Vec::new(), 0);
+    for service in objects.iter().filter(|object| object["kind"] == "Service") {
+        let name = service["metadata"]["name"].as_str().unwrap();
+        let is_its = |object: &&Value| object["metadata"]["labels"]["kubernetes.io/service-name"] == name;
+        let its: Vec<&Value> = objects.iter().filter(is_its).chain([service]).collect();
+        let sight = netns.within(|| handle.look(&key(name))).unwrap().unwrap();
+        let report = explained(sight, name, &its, Sender::Anybody);
+        let differs =
+            ["the kernel lacks", "the kernel has", "of the table", "no table", "not the same here", "not seen"];
+        let wrong = report.wrong.iter().filter(|text| differs.iter().any(|part| text.contains(part)));
+        found.extend(wrong.map(|text| format!("{name}: {text}")));
+        fronts += report.ports.iter().map(|port| port.fronts.len()).sum::<usize>();
+    }
+    (found, fronts)
 }
 
 fn has(texts: &[String], part: &str) -> bool {

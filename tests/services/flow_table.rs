@@ -75,4 +75,7 @@ fn real_connections_find_what_the_table_of_flows_says() {
         }
     }
     fail_with(&wrong, flows.len());
+    let (different, compared) = real.differences(&objects(&scenarios));
+    assert!(different.is_empty(), "as `explain` sees it:\n{}", different.join("\n"));
+    assert!(compared >= 200, "{compared} addresses were compared");
 }

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use super::table::{Answer, Flow};
 use super::topology::{self, BALANCER_PORTS, NODES, Outcome, POD_INTERFACE, POD_PORTS, PODS};
+use crate::explain;
 use crate::rig::without_address_detection;
 use crate::traffic::{self, Answer as Said};
 
@@ -87,6 +88,14 @@ impl Real {
         };
         std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(work))));
         found.into_inner().unwrap()
+    }
+}
+
+impl Real {
+    /// Where kernels differ from what is wanted, as `explain` says it, and how many addresses it compared.
+    pub(crate) fn differences(&self, objects: &[Value]) -> (Vec<String>, usize) {
+        let of = self.nodes.iter().map(|node| explain::differences(&node.netns, &node.handle, objects));
+        of.fold((Vec::new(), 0), |(all, sum), (found, fronts)| ([all, found].concat(), sum + fronts))
     }
 }
 

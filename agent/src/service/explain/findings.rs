@@ -69,7 +69,7 @@ impl Found {
         }
         for name in &slices.stale {
             self.wrong(format!(
-                "EndpointSlice {name} is not the same here as in the API: this agent has not seen its newest change"
+                "EndpointSlice {name} is not the same here as in the API: this agent has not seen its newest change, unless it changed just now"
             ));
         }
         if let Err(error) = &facts.objects {

@@ -100,31 +100,38 @@ impl World {
         Self { settings, objects: objects.to_vec(), zone, leaving, pods }
     }
 
-    fn facts(&self, name: &str) -> Facts {
+    /// What the watches have said of the objects.
+    fn index(&self) -> Index {
         let mut index = Index::new(&self.settings);
         index.set_zone(self.zone);
-        let mut objects = Objects::default();
         for object in &self.objects {
             match object["kind"].as_str() {
                 Some("Service") => index.service_event(WatchEvent::Apply(typed::<slim::Service>(object))),
                 _ => index.slice_event(WatchEvent::Apply(typed(object))),
             }
-            if object["kind"] == "Service" && object["metadata"]["name"] == name {
-                objects.service = Some(typed(object));
-            }
-            if object["metadata"]["labels"]["kubernetes.io/service-name"] == name {
-                objects.slices.push(typed(object));
-            }
         }
         index.service_event(WatchEvent::InitDone);
         index.slice_event(WatchEvent::InitDone);
         index.pod_stops(&self.leaving);
+        index
+    }
+
+    fn facts(&self, name: &str) -> Facts {
+        self.facts_of(&self.index(), name)
+    }
+
+    fn facts_of(&self, index: &Index, name: &str) -> Facts {
+        let is_it = |object: &&Value| object["kind"] == "Service" && object["metadata"]["name"] == name;
+        let is_its = |object: &&Value| object["metadata"]["labels"]["kubernetes.io/service-name"] == name;
         let mut tables = Tables::new();
-        tables.step(&index, &mut index.keys(), usize::MAX);
+        tables.step(index, &mut index.keys(), usize::MAX);
         let rules = [RulesFound::Ours; 2];
         Facts {
             known: index.known(&key(name)),
-            objects: Ok(objects),
+            objects: Ok(Objects {
+                service: self.objects.iter().find(is_it).map(typed),
+                slices: self.objects.iter().filter(is_its).map(typed).collect(),
+            }),
             held: Held { maps: Maps::of(&tables), rules, ..Held::default() },
             settings: self.settings.clone(),
             own: [address("127.0.0.1"), address("10.0.0.5")].into(),

@@ -1,9 +1,13 @@
 //! What the kernel holds of a front, and what packets find there.
 
+use std::time::Instant;
+
 use serde_json::json;
 
 use super::*;
+use crate::service::host_ports::{self, HostPort};
 use crate::service::program::{Element, View};
+use crate::service::refusal::{Part, Refused};
 use crate::service::{Front, Protocol};
 
 #[test]
@@ -218,5 +222,51 @@ fn a_client_that_is_remembered_goes_where_it_was() {
         [
             "session affinity keeps a client at its endpoint until 10800 s after its last connection; 1 client is remembered now"
         ]
+    );
+}
+
+#[test]
+fn who_else_has_an_address_may_be_a_pod() {
+    let claims = service("web", "10.96.0.10", &json!({"externalIPs": ["10.0.0.5"]}));
+    let world = World::new(&[claims, slice("web", &[plain(1, "here")])]);
+    let mut index = world.index();
+    let port = HostPort {
+        address: None,
+        protocol: Protocol::Tcp,
+        port: 80,
+        pod: Backend { address: address("10.244.0.9"), port: 80 },
+    };
+    index.set_host_addresses(vec![address("10.0.0.5")]);
+    index.set_host_ports(&host_ports::key("shop", "edge", "uid"), vec![port]);
+    let report = report(&world.facts_of(&index, "web"), &ask("web", "")).unwrap();
+    assert_wrong(
+        &report,
+        &["external IP 10.0.0.5:80 belongs to the hostPort of pod shop/edge, which has more right to it"],
+    );
+    assert!(
+        results(&report)[2]
+            .2
+            .starts_with("not for this Service but for the hostPort of pod shop/edge: goes to 10.244.0.9:80")
+    );
+    assert!(!report.passes);
+}
+
+#[test]
+fn what_the_kernel_refuses_is_named_and_is_no_drift() {
+    let world =
+        World::new(&[service("web", "10.96.0.10", &json!({})), slice("web", &[plain(1, "here"), plain(2, "here")])]);
+    let mut index = world.index();
+    let part = Part::Backend(Backend { address: address("10.244.0.2"), port: 8080 });
+    index.refuse(front(), Refused::Parts([part].into()), "No buffer space available", Instant::now());
+    let report = report(&world.facts_of(&index, "web"), &ask("web", "")).unwrap();
+    assert_wrong(
+        &report,
+        &[
+            "the kernel refuses endpoints 10.244.0.2:8080 of 10.96.0.10:80 TCP (No buffer space available); it is asked again later",
+        ],
+    );
+    assert!(
+        report.passes && results(&report)[0].2.starts_with("goes to 10.244.0.1:8080;"),
+        "the other one serves: {report:#?}"
     );
 }
