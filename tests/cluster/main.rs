@@ -4,6 +4,7 @@
 
 mod acceptance;
 mod api;
+mod attacks;
 mod harness_itself;
 mod joining;
 mod kills;

@@ -27,6 +27,8 @@ use tokio::net::TcpStream;
 /// How long the runtime's server may take to answer; it is on this machine.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const BUFFER: usize = 32 * 1024;
+/// How long one direction goes on after the other was closed.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Why a stream did not come about.
 #[derive(Debug, thiserror::Error)]
@@ -160,7 +162,9 @@ async fn dial<B>(request: &Request<B>, url: &str) -> Result<Response<hyper::body
     sender.send_request(copy).await.map_err(|error| fail(error.to_string()))
 }
 
-/// Copies both ways. One end's close is passed on; both directions done, or no byte for `idle`, ends it.
+/// Copies both ways. An end that breaks ends it, and an end's close is passed on and ends it soon: none of the protocols goes on
+/// in one direction. So does silence for `idle`. A caller that is gone may not hold its place until then: of an API server that
+/// was killed there may be hundreds of streams, and its successor has the same identity.
 async fn join<A, B>(caller: A, runtime: B, idle: Duration)
 where
     A: AsyncRead + AsyncWrite + Unpin,
@@ -169,16 +173,21 @@ where
     let clock = Arc::new(Clock::new());
     let (mut caller_out, mut caller_in) = tokio::io::split(caller);
     let (mut runtime_out, mut runtime_in) = tokio::io::split(runtime);
-    let both = async {
-        tokio::join!(copy(&mut caller_out, &mut runtime_in, &clock), copy(&mut runtime_out, &mut caller_in, &clock),)
+    let mut up = std::pin::pin!(copy(&mut caller_out, &mut runtime_in, &clock));
+    let mut down = std::pin::pin!(copy(&mut runtime_out, &mut caller_in, &clock));
+    let ended = tokio::select! {
+        ended = up.as_mut() => match ended {
+            Ok(()) => tokio::time::timeout(FAREWELL, down).await.unwrap_or(Ok(())),
+            Err(error) => Err(error),
+        },
+        ended = down.as_mut() => match ended {
+            Ok(()) => tokio::time::timeout(FAREWELL, up).await.unwrap_or(Ok(())),
+            Err(error) => Err(error),
+        },
+        () = clock.idle_for(idle) => return tracing::info!(idle_s = idle.as_secs(), "closed an idle stream"),
     };
-    tokio::select! {
-        (up, down) = both => {
-            if let Err(error) = up.and(down) {
-                tracing::debug!(%error, "stream ended");
-            }
-        }
-        () = clock.idle_for(idle) => tracing::info!(idle_s = idle.as_secs(), "closed an idle stream"),
+    if let Err(error) = ended {
+        tracing::debug!(%error, "stream ended");
     }
 }
 
@@ -341,5 +350,56 @@ mod tests {
         assert_eq!(runtime.read(&mut seen).await.expect("read"), 0);
         drop(runtime);
         task.await.expect("both ends are closed");
+    }
+
+    /// A caller as it is after its process was killed: no close of TLS, only an error.
+    struct Broken;
+
+    impl AsyncRead for Broken {
+        fn poll_read(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+            _: &mut tokio::io::ReadBuf<'_>,
+        ) -> std::task::Poll<io::Result<()>> {
+            std::task::Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()))
+        }
+    }
+
+    impl AsyncWrite for Broken {
+        fn poll_write(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+            bytes: &[u8],
+        ) -> std::task::Poll<io::Result<usize>> {
+            std::task::Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<io::Result<()>> {
+            std::task::Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<io::Result<()>> {
+            std::task::Poll::Ready(Ok(()))
+        }
+    }
+
+    /// 192 streams of an API server that was killed held all its places for the four hours of the idle timeout.
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_is_gone_holds_nothing_even_if_the_runtime_says_nothing() {
+        let began = tokio::time::Instant::now();
+        let (agent, mut runtime) = tokio::io::duplex(64);
+        join(Broken, agent, Duration::from_secs(4 * 3600)).await;
+        assert_eq!(runtime.read(&mut [0]).await.expect("read"), 0, "the runtime hears of it");
+        let (caller, agent_a) = tokio::io::duplex(64);
+        let (agent_b, _silent) = tokio::io::duplex(64);
+        drop(caller);
+        join(agent_a, agent_b, Duration::from_secs(4 * 3600)).await;
+        assert!(began.elapsed() <= 2 * FAREWELL, "{:?}", began.elapsed());
     }
 }
