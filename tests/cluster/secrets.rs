@@ -4,15 +4,20 @@
 //! directory and its part of the certificate directory are searched for the words as they are and in base64.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::ensure;
 use harness::control_plane::ControlPlane;
+use harness::eventually::eventually;
 use harness::node::Node;
 
 /// In a key of a Secret that a pod has in its environment and as a volume.
 const PASSWORD: &str = "canary-in-a-secret-7Qx";
-/// In the password of an image pull secret that cannot be parsed, and in one that can.
+/// In the password of an image pull secret.
 const REGISTRY: &str = "canary-of-a-registry-9Zk";
+/// In two of the wrong shape: an error of a parser likes to show what it was given.
+const BROKEN: &str = "canary-of-the-wrong-shape-2Jm";
+const BROKEN_SECRETS: [&str; 2] = ["broken", "broken-auth"];
 /// A bearer token that a caller shows.
 pub(crate) const TOKEN: &str = "canary-of-a-caller-4Wp";
 
@@ -23,18 +28,50 @@ pub(crate) fn make(plane: &ControlPlane, node: &Node) -> anyhow::Result<()> {
     let text = format!(
         "apiVersion: v1\nkind: Secret\nmetadata: {{name: canary}}\nstringData: {{password: {PASSWORD}}}\n---\n\
          apiVersion: v1\nkind: Secret\nmetadata: {{name: registry}}\ntype: kubernetes.io/dockerconfigjson\n\
-         stringData: {{.dockerconfigjson: '{docker}'}}\n"
+         stringData: {{.dockerconfigjson: '{docker}'}}\n---\n\
+         apiVersion: v1\nkind: Secret\nmetadata: {{name: broken}}\ntype: kubernetes.io/dockerconfigjson\n\
+         stringData: {{.dockerconfigjson: '{{\"auths\": \"{BROKEN}\"}}'}}\n---\n\
+         apiVersion: v1\nkind: Secret\nmetadata: {{name: broken-auth}}\ntype: kubernetes.io/dockerconfigjson\n\
+         stringData: {{.dockerconfigjson: '{{\"auths\": {{\"example.com\": {{\"auth\": \"{BROKEN}\"}}}}}}'}}\n"
     );
+    let puller = |secret: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: pulls-with-{secret}}}\nspec:\n  nodeName: n1\n  \
+             automountServiceAccountToken: false\n  imagePullSecrets: [{{name: {secret}}}]\n  containers: [{{name: c, \
+             image: 'example.invalid/none:1', imagePullPolicy: Always}}]\n"
+        )
+    };
+    let text = text + &BROKEN_SECRETS.map(puller).concat();
     std::fs::write(&file, text)?;
     let done = plane.kubectl(&["apply", "-f", &file.display().to_string()])?.output()?;
     ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     Ok(())
 }
 
-/// Searches everything that the agent wrote for itself.
-pub(crate) fn are_nowhere(node: &Node) -> anyhow::Result<()> {
-    let words =
-        [PASSWORD, REGISTRY, TOKEN].into_iter().flat_map(|word| [word.as_bytes().to_vec(), inside_base64(word)]);
+/// Waits until the pods whose pull secrets cannot be read say so: from then on there is something to be found.
+pub(crate) async fn of_the_wrong_shape_are_complained_about(plane: &ControlPlane) -> anyhow::Result<()> {
+    eventually(Duration::from_secs(20), "complaints about pull secrets", async || {
+        for secret in BROKEN_SECRETS {
+            let path = "jsonpath={.status.containerStatuses[0].state.waiting.message}";
+            let said = plane.kubectl(&["get", "pod", &format!("pulls-with-{secret}"), "-o", path])?.output()?;
+            let said = String::from_utf8_lossy(&said.stdout).into_owned();
+            ensure!(said.contains(&format!("image pull secret default/{secret}")), "{secret}: {said}");
+        }
+        anyhow::Ok(())
+    })
+    .await
+}
+
+/// Searches everything that the agent wrote for itself, and what it told others of pods.
+pub(crate) fn are_nowhere(plane: &ControlPlane, node: &Node) -> anyhow::Result<()> {
+    for kinds in ["events", "pods", "nodes"] {
+        let told = plane.kubectl(&["get", kinds, "-A", "-o", "json"])?.output()?;
+        std::fs::write(node.path("state").join(format!("told-{kinds}")), &told.stdout)?;
+        ensure!(told.status.success() && told.stdout.len() > 1000, "{told:?}");
+    }
+    let words = [PASSWORD, REGISTRY, BROKEN, TOKEN]
+        .into_iter()
+        .flat_map(|word| [word.as_bytes().to_vec(), inside_base64(word)]);
     let words: Vec<Vec<u8>> = words.collect();
     let places = [node.path("state"), node.path("pki"), node.path("nodelet.log")];
     let files: Vec<PathBuf> = places.iter().flat_map(|place| files(place)).collect();

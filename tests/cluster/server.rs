@@ -87,7 +87,8 @@ async fn kubectl_works_through_the_kubelet_api() -> anyhow::Result<()> {
     logs_of_the_life_before(&plane).await?;
     a_pod_that_does_not_fit_is_refused_with_the_reason(&plane, &node).await?;
     callers_are_checked(&plane, &node).await?;
-    secrets::are_nowhere(&node)?;
+    secrets::of_the_wrong_shape_are_complained_about(&plane).await?;
+    secrets::are_nowhere(&plane, &node)?;
     node.agent()?.stop().await
 }
 

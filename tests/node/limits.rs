@@ -72,6 +72,21 @@ async fn pods_beyond_their_limits_are_evicted_with_the_reason_and_no_others() {
             ["2Mi", "1Mi"],
             Some("Pod ephemeral local storage usage exceeds the total limit of containers 3Mi. "),
         ),
+        // Files of the node's that are mounted in the container (CVE-2020-8557).
+        (
+            "hosts",
+            "/etc/hosts",
+            "1Gi",
+            ["2Mi", "1Mi"],
+            Some("Pod ephemeral local storage usage exceeds the total limit of containers 3Mi. "),
+        ),
+        (
+            "message",
+            "/dev/termination-log",
+            "1Gi",
+            ["2Mi", "1Mi"],
+            Some("Pod ephemeral local storage usage exceeds the total limit of containers 3Mi. "),
+        ),
         ("within", "/cache/file", "6Mi", ["20Mi", "20Mi"], None),
     ];
     for (name, path, size, limits, _) in cases {
