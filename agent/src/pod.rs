@@ -32,6 +32,7 @@ pub mod manager;
 pub mod memory;
 pub mod mounts;
 pub mod plan;
+pub mod preempt;
 pub mod resize;
 pub mod sandbox_config;
 pub mod security;

@@ -8,5 +8,6 @@ mod calls;
 mod garbage;
 mod lies;
 mod order;
+mod preempt;
 mod rig;
 mod troubles;

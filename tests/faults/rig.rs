@@ -28,7 +28,7 @@ use nodelet::pod::images::{self, Images};
 use nodelet::pod::journal::Journal;
 use nodelet::pod::manager::census::Question;
 use nodelet::pod::manager::{Inputs, Manager};
-use nodelet::pod::memory::Eviction;
+use nodelet::pod::memory::{Eviction, Ousting};
 use nodelet::pod::shared::{self, Settings, Shared};
 use nodelet::pod::{admit, dns, resize, security};
 use nodelet::probe::{self, ExecError, ExecOutcome, Prober};
@@ -367,7 +367,8 @@ impl Rig {
 
     /// Has a pod evicted.
     pub(crate) async fn evict(&self, name: &str, message: &str) -> anyhow::Result<()> {
-        let eviction = Eviction { signal: "emptydirfs.limit", message: message.to_owned(), grace_seconds: 1 };
+        let eviction =
+            Eviction { why: Ousting::Limit("emptydirfs.limit"), message: message.to_owned(), grace_seconds: 1 };
         let question = Question::Evict(PodUid::new(format!("uid-{name}")), eviction);
         Ok(self.running.as_ref().context("no agent runs")?.questions.send(question).await?)
     }

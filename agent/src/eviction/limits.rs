@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, Pod, Volume};
 
+use crate::cgroup::plan::is_critical;
 use crate::cgroup::resources::{Overhead, container_limits, pod_limits};
 use crate::pod::spec::{self, Role};
 use crate::quantity::Quantity;
 
 const RESOURCE: &str = "ephemeral-storage";
-/// Priority from which a pod is critical: `SystemCriticalPriority`.
-const CRITICAL: i32 = 2_000_000_000;
 
 /// Limits of one pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,11 +67,6 @@ pub fn local_volumes(pod: &Pod) -> Vec<(String, String)> {
     };
     let volumes = spec::spec(pod).volumes.iter().flatten();
     volumes.filter_map(|v| Some((v.name.clone(), format!("volumes/{}/{}", place(v)?, v.name)))).collect()
-}
-
-fn is_critical(pod: &Pod) -> bool {
-    let is_mirror = pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(spec::MIRROR_ANNOTATION));
-    spec::is_static(pod) || is_mirror || spec::spec(pod).priority.is_some_and(|priority| priority >= CRITICAL)
 }
 
 /// What a container uses, in bytes.
@@ -220,7 +214,7 @@ mod tests {
         assert_eq!(limits(&pod([None, None], memory.clone())), None);
         assert!(limits(&pod([Some("1Gi"), None], memory)).is_some());
         let mut critical = pod([Some("1Gi"), None], json!([]));
-        critical.spec.as_mut().unwrap().priority = Some(CRITICAL);
+        critical.spec.as_mut().unwrap().priority = Some(2_000_000_000);
         assert_eq!(limits(&critical), None);
         for (name, value) in [(spec::SOURCE_ANNOTATION, "file"), (spec::MIRROR_ANNOTATION, "x")] {
             let mut of_a_file = pod([Some("1Gi"), None], json!([]));

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::limits::{self, ContainerUse, Limits, Used};
 use crate::pod::manager::census::Question;
-use crate::pod::memory::Eviction;
+use crate::pod::memory::{Eviction, Ousting};
 use crate::pod::sandbox_config::log_directory_name;
 use crate::pod::shared::Shared;
 use crate::pod::spec;
@@ -72,7 +72,8 @@ impl Watch {
             let used = self.measure(&pod, &limits, own_disk).await;
             let Some(excess) = limits::excess(&limits, &used) else { continue };
             tracing::info!(pod = %spec::key(&pod), signal = excess.signal, ?used, "evicting a pod: {}", excess.message);
-            let eviction = Eviction { signal: excess.signal, message: excess.message, grace_seconds: GRACE_SECONDS };
+            let why = Ousting::Limit(excess.signal);
+            let eviction = Eviction { why, message: excess.message, grace_seconds: GRACE_SECONDS };
             if self.questions.send(Question::Evict(spec::uid(&pod), eviction)).await.is_err() {
                 return;
             }

@@ -12,11 +12,14 @@ pub struct Garbage {
     pub orphans: (Gauge, Gauge),
     /// Evicted pods, by signal.
     pub evictions: Labelled<Counter, 1>,
+    /// Pods that had to go for a critical one, by what that lacked first.
+    pub preemptions: Labelled<Counter, 1>,
 }
 
 impl Garbage {
     pub(super) const fn new() -> Self {
-        Self { images: Labelled::new(), orphans: (Gauge::new(), Gauge::new()), evictions: Labelled::new() }
+        let orphans = (Gauge::new(), Gauge::new());
+        Self { images: Labelled::new(), orphans, evictions: Labelled::new(), preemptions: Labelled::new() }
     }
 
     pub(super) fn write(&self, text: &mut Text) {
@@ -27,6 +30,10 @@ impl Garbage {
         let help = "[ALPHA] Cumulative number of pod evictions by eviction signal";
         let mut family = text.family("kubelet_evictions", Kind::Counter, help);
         self.evictions.each(|[signal], count| family.sample(&[("eviction_signal", signal)], count.get() as f64));
+        let help = "[ALPHA] Cumulative number of pod preemptions by preemption resource";
+        let mut family = text.family("kubelet_preemptions", Kind::Counter, help);
+        self.preemptions
+            .each(|[resource], count| family.sample(&[("preemption_signal", resource)], count.get() as f64));
         let help = "[ALPHA] The total number of orphaned Pods whose volumes were cleaned in the last periodic sweep.";
         text.gauge("kubelet_orphan_pod_cleaned_volumes", help, self.orphans.0.get() as f64);
         let help = "[ALPHA] The number of orphaned Pods whose volumes failed to be cleaned in the last periodic sweep.";

@@ -49,7 +49,7 @@ impl Rejection {
 
     /// The reason as events have it: one of a fixed set.
     pub fn event_reason(&self) -> &'static str {
-        const REASONS: [&str; 19] = [
+        const REASONS: [&str; 20] = [
             // Page sizes of amd64 and arm64.
             "OutOfhugepages-64Ki",
             "OutOfhugepages-2Mi",
@@ -70,6 +70,7 @@ impl Rejection {
             "NodeName",
             "NodePorts",
             "TaintToleration",
+            "UnexpectedAdmissionError",
         ];
         REASONS.into_iter().find(|reason| *reason == self.reason).unwrap_or("OutOfResource")
     }
@@ -102,14 +103,26 @@ const SAFE_SYSCTLS: [&str; 14] = [
 
 /// Decides about a pod beside `others`, the pods that this node runs or is about to. `is_static` pods ignore taints.
 pub fn admit(pod: &Pod, is_static: bool, node: &Node, others: &[&Pod]) -> Result<(), Rejection> {
-    sysctls(pod, node)?;
-    operating_system(pod)?;
-    supplemental_groups(pod, node)?;
+    beforehand(pod, node)?;
     if let Some(shortage) = shortages(pod, node, others).into_iter().next() {
         return Err(shortage.rejection());
     }
     place(pod, is_static, node, others)?;
     apparmor(pod, node)
+}
+
+/// The same as if the node had resources without end.
+pub fn admit_but_for_resources(pod: &Pod, is_static: bool, node: &Node, others: &[&Pod]) -> Result<(), Rejection> {
+    beforehand(pod, node)?;
+    place(pod, is_static, node, others)?;
+    apparmor(pod, node)
+}
+
+/// What is looked at before resources are.
+fn beforehand(pod: &Pod, node: &Node) -> Result<(), Rejection> {
+    sysctls(pod, node)?;
+    operating_system(pod)?;
+    supplemental_groups(pod, node)
 }
 
 /// What no other pod's end would change: labels, names, ports and taints.

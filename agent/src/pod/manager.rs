@@ -4,7 +4,7 @@
 //! is removed, but only after every source has delivered once, because until then absence says nothing. Looks at the runtime
 //! as a whole run beside the loop ([`look`]): a list that hangs holds up no pod.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -14,7 +14,6 @@ use tokio::sync::mpsc;
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::admit::admit;
 use super::journal::Record;
 use super::leftovers::{self, Found, Left};
 use super::resize;
@@ -23,15 +22,16 @@ use super::worker::{self, Message, Start};
 use super::{lifecycle, spec};
 use crate::cri::events::ChangeKind;
 use crate::cri::{PodIdentity, RuntimeEvent, RuntimePods};
-use crate::event::EventType;
 use crate::ids::PodUid;
 use crate::metrics::METRICS;
 use crate::source::{SourceName, SourceUpdate};
 
+mod arrivals;
 pub mod census;
 mod look;
 mod resizes;
 
+use arrivals::Arriving;
 use census::Question;
 use look::{Looking, Seen};
 
@@ -69,6 +69,8 @@ struct Handle {
     pending: Option<resize::Pending>,
     /// Whether it holds no resources of the node any more.
     released: Arc<AtomicBool>,
+    /// It was told to go, or an earlier agent has told it.
+    ousted: bool,
     source: SourceName,
     wanted: bool,
     /// A pod of this UID that came back while the old one was still being stopped.
@@ -94,6 +96,8 @@ pub struct Manager {
     listed: Option<Instant>,
     /// Pods whose resizes are to be decided: they are new, deferred, or the sources had not delivered yet.
     resizing: BTreeSet<PodUid>,
+    /// Critical pods for which room is being made. They have no worker yet.
+    arriving: BTreeMap<PodUid, Arriving>,
     /// Pods of the start that have not published yet; `None` once the sink was told that all have.
     silent: Option<BTreeSet<PodUid>>,
 }
@@ -114,6 +118,7 @@ impl Manager {
             knows_runtime: false,
             listed: None,
             resizing: BTreeSet::new(),
+            arriving: BTreeMap::new(),
             silent: Some(BTreeSet::new()),
         }
     }
@@ -127,7 +132,7 @@ impl Manager {
         loop {
             METRICS.health.sync_loop.set((self.shared.clock)() / lifecycle::SECOND);
             tokio::select! {
-                // All arms are cancel-safe: channel receives, join_next and a pinned sleep lose nothing.
+                // All arms are cancel-safe: channel receives, join_next and sleeps until a fixed time lose nothing.
                 () = shutdown.cancelled() => return,
                 Some(update) = inputs.sources.recv() => self.take_source(update),
                 Some(event) = inputs.runtime.recv() => self.take_event(event),
@@ -136,12 +141,14 @@ impl Manager {
                 Some(uid) = inputs.announced.recv() => self.heard_of(&uid),
                 Some(()) = inputs.freed.recv() => {
                     while inputs.freed.try_recv().is_ok() {}
+                    self.decide_arrivals();
                     self.decide_resizes();
                 }
                 Some(()) = inputs.node.recv() => self.tell_all(&Message::Node),
                 Some(question) = inputs.questions.recv() => self.answer(question),
                 Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.take_end(ended),
                 Some(seen) = self.looks.join_next(), if !self.looks.is_empty() => self.take_look(seen),
+                () = arrivals::patience(&self.arriving), if !self.arriving.is_empty() => self.decide_arrivals(),
                 () = &mut relist => {
                     relist = Box::pin(tokio::time::sleep(jittered(RELIST)));
                     self.check();
@@ -172,6 +179,7 @@ impl Manager {
                 resize::State::from_conditions(record.status.conditions.as_deref().unwrap_or_default()).pending
             }),
             released: start.released.clone(),
+            ousted: start.record.as_ref().is_some_and(|record| record.lifecycle.termination().is_some()),
             source: start.source,
             wanted: start.wanted,
             successor: None,
@@ -207,6 +215,7 @@ impl Manager {
                 for uid in gone {
                     self.drop_pod(source, &uid);
                 }
+                self.arriving.retain(|uid, arriving| arriving.source != source || named.contains(uid));
                 if self.awaited.remove(&source) && self.awaited.is_empty() {
                     self.check_silence();
                     self.find_orphans();
@@ -243,37 +252,8 @@ impl Manager {
         }
     }
 
-    /// Starts a worker for a pod that no earlier agent wrote down. One that never ran is admitted first, beside those that hold
-    /// resources.
-    fn take_new(&mut self, source: SourceName, pod: Arc<Pod>) {
-        let allocated = self.as_allocated(&pod);
-        let has_run = pod.status.as_ref().is_some_and(|status| status.start_time.is_some());
-        let rejection = if has_run || spec::is_deleted(&pod) {
-            None
-        } else {
-            let holding = self.holding(&spec::uid(&pod));
-            let others: Vec<&Pod> = holding.iter().map(AsRef::as_ref).collect();
-            admit(&allocated, source != SourceName::Api, &self.shared.node.load(), &others).err()
-        };
-        if let Some(rejection) = &rejection {
-            let reason = rejection.event_reason();
-            METRICS.pods.rejected.increment([reason]);
-            self.shared.event(&pod, None, EventType::Warning, reason, rejection.message.clone());
-        }
-        let released_at_once = rejection.is_some();
-        let released = Arc::new(AtomicBool::new(released_at_once));
-        let is_fresh = self.knows_runtime && !has_run;
-        let uid = spec::uid(&pod);
-        if rejection.is_none() {
-            self.allocate(&allocated);
-        }
-        self.spawn(Start { source, pod: allocated, record: None, wanted: true, is_fresh, rejection, released });
-        if !released_at_once {
-            self.take_update(&uid, pod);
-        }
-    }
-
     fn drop_pod(&mut self, source: SourceName, uid: &PodUid) {
+        self.arriving.remove(uid);
         if let Some(handle) = self.workers.get_mut(uid).filter(|h| h.source == source) {
             handle.wanted = false;
             handle.successor = None;
@@ -393,7 +373,8 @@ impl Manager {
         self.task_pods.insert(task.id(), uid.clone());
         let released = Arc::new(AtomicBool::new(true));
         let (desired, pod) = (Arc::default(), Arc::default());
-        let handle = Handle { tx, desired, pod, pending: None, released, source, wanted: false, successor: None };
+        let (pending, successor) = (None, None);
+        let handle = Handle { tx, desired, pod, pending, released, ousted: true, source, wanted: false, successor };
         self.workers.insert(uid, handle);
     }
 

@@ -113,11 +113,33 @@ impl Doubt {
     }
 }
 
+/// Why the node does not let a pod go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ousting {
+    /// It is beyond a limit of its own; label of `kubelet_evictions`.
+    Limit(&'static str),
+    /// A critical pod needs its place; the resource that it is about, label of `kubelet_preemptions`.
+    Preemption(&'static str),
+}
+
+/// Reason of status and event of a pod that had to go for a critical one.
+pub const PREEMPTING: &str = "Preempting";
+
+impl Ousting {
+    /// Reason of status and event.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Limit(_) => "Evicted",
+            Self::Preemption(_) => PREEMPTING,
+        }
+    }
+}
+
 /// The node does not let a pod go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Eviction {
-    /// What it is about: label of `kubelet_evictions`.
-    pub signal: &'static str,
+    /// What it is about.
+    pub why: Ousting,
     /// Message of status and event.
     pub message: String,
     /// Seconds between TERM and KILL.

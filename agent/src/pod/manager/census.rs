@@ -38,11 +38,12 @@ impl Manager {
             Question::Census(reply) => {
                 let standing = |wanted| if wanted { Standing::Stays } else { Standing::Leaves };
                 let pods = self.workers.iter().map(|(uid, handle)| (uid.clone(), standing(handle.wanted)));
+                let pods = pods.chain(self.arriving.keys().map(|uid| (uid.clone(), Standing::Stays)));
                 // Whoever does not wait any more needs no answer.
                 let _ = reply.send(self.awaited.is_empty().then(|| pods.collect()));
             }
             Question::Check => self.check(),
-            Question::Evict(uid, eviction) => self.tell(&uid, Message::Evict(eviction)),
+            Question::Evict(uid, eviction) => self.evict(&uid, eviction),
         }
     }
 
@@ -50,6 +51,7 @@ impl Manager {
     pub(super) fn check(&mut self) {
         self.tell_all(&Message::Resync);
         self.find_orphans();
+        self.decide_arrivals();
         self.decide_resizes();
     }
 }

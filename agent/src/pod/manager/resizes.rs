@@ -1,8 +1,6 @@
 //! The manager's part of resizes: what pods are allocated. One task decides for all, so that no two get the same CPU.
 
-use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use k8s_openapi::api::core::v1::Pod;
 
@@ -10,7 +8,7 @@ use super::Manager;
 use crate::cgroup::{QosClass, qos_class};
 use crate::event::EventType;
 use crate::ids::PodUid;
-use crate::pod::allocation::{self, ResourceInfo};
+use crate::pod::allocation::ResourceInfo;
 use crate::pod::resize::{self, News, Pending, Verdict, Wait, Waiting};
 use crate::pod::spec;
 use crate::pod::worker::Message;
@@ -32,12 +30,6 @@ impl Manager {
             tracing::error!(pod = %spec::key(pod), %error, "cannot write down what a pod was allocated");
         }
         written.is_ok()
-    }
-
-    /// Pods that hold resources of the node, as they weigh on it, but for one.
-    pub(super) fn holding(&self, but: &PodUid) -> Vec<Cow<'_, Pod>> {
-        let holding = self.workers.iter().filter(|(uid, h)| *uid != but && !h.released.load(Ordering::Relaxed));
-        holding.map(|(uid, h)| allocation::held(&h.pod, self.shared.actuated.get(uid).as_deref())).collect()
     }
 
     /// Takes in what is desired of a pod that has a worker, and decides when that is a resize.
@@ -92,8 +84,8 @@ impl Manager {
         };
         let (desired, is_static) = (handle.desired.clone(), handle.source != SourceName::Api);
         let verdict = {
-            let holding = self.holding(uid);
-            let others: Vec<&Pod> = holding.iter().map(AsRef::as_ref).collect();
+            let holders = self.holders(uid);
+            let others: Vec<&Pod> = holders.iter().map(|holder| holder.pod.as_ref()).collect();
             let (node, rules) = (self.shared.node.load(), self.shared.settings.resize);
             resize::decide(&desired, &ResourceInfo::of(&handle.pod), is_static, &node, rules, &others)
         };

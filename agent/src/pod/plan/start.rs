@@ -18,7 +18,7 @@ use crate::pod::view::PodView;
 pub fn plan(planner: &mut Planner<'_>) -> Lifecycle {
     let view = planner.view;
     if let Some(eviction) = &view.memory.eviction {
-        let cause = Cause::Failed { reason: "Evicted".into(), message: eviction.message.clone() };
+        let cause = Cause::Failed { reason: eviction.why.reason().into(), message: eviction.message.clone() };
         return begin(cause, eviction.grace_seconds, planner.now);
     }
     if let Some(cause) = over(view, planner.now) {

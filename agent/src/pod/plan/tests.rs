@@ -11,7 +11,7 @@ use crate::ids::{ContainerId, SandboxId};
 use crate::pod::action::{Action, Failure, ImageUse, KillReason, Op, OpKey, Output};
 use crate::pod::allocation::ResourceInfo;
 use crate::pod::lifecycle::{Cause, Lifecycle, SECOND};
-use crate::pod::memory::{Eviction, Memory, finished_at};
+use crate::pod::memory::{Eviction, Memory, Ousting, finished_at};
 use crate::pod::spec::{self, Role};
 use crate::pod::view::{PodView, ProbeFailure, ProbeView};
 
@@ -353,7 +353,8 @@ fn an_evicted_pod_is_stopped_within_its_grace_and_keeps_the_reason() {
     let mut sim = Sim::new(make_pod(&[], &["a", "b"], "Always"));
     sim.settle(sim.now);
     let message = "Usage of EmptyDir volume \"x\" exceeds the limit \"1Mi\". ".to_owned();
-    sim.memory.eviction = Some(Eviction { signal: "emptydirfs.limit", message: message.clone(), grace_seconds: 1 });
+    sim.memory.eviction =
+        Some(Eviction { why: Ousting::Limit("emptydirfs.limit"), message: message.clone(), grace_seconds: 1 });
     sim.log.clear();
     sim.settle(sim.now);
     let graces: Vec<i64> = sim

@@ -4,7 +4,8 @@ use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition};
 
 use super::containers::Statuses;
 use super::{Context, time};
-use crate::pod::lifecycle::Lifecycle;
+use crate::pod::lifecycle::{Cause, Lifecycle};
+use crate::pod::memory::PREEMPTING;
 use crate::pod::plan::start::is_usable;
 use crate::pod::resize;
 use crate::pod::spec::{self, Role, rules};
@@ -24,6 +25,9 @@ pub const OWNED: [&str; 8] = [
 
 /// All containers of the pod are being removed to start over (KEP-5532).
 pub const RESTARTING: &str = "AllContainersRestarting";
+
+/// Somebody ends the pod for reasons that are not its own (KEP-3329). Others set it, too, so it is not among [`OWNED`].
+const DISRUPTION: &str = "DisruptionTarget";
 
 struct Verdict {
     is_true: bool,
@@ -56,12 +60,29 @@ pub fn conditions(view: &PodView<'_>, context: &Context<'_>, statuses: &Statuses
     if !matches!(phase, "Succeeded" | "Failed") {
         all.extend(context.resize.conditions());
     }
+    if let Some(verdict) = disruption(view, phase) {
+        all.retain(|condition| condition.type_ != DISRUPTION);
+        all.push(condition(view, context, DISRUPTION, verdict));
+    }
     all.extend(verdicts.into_iter().map(|(type_, verdict)| condition(view, context, type_, verdict)));
     if rules::may_restart_all(view.pod) {
         let restarting = condition(view, context, RESTARTING, restarting(view, phase));
         all.push(PodCondition { observed_generation: None, ..restarting });
     }
     all
+}
+
+/// Told with the phase, once nothing of the pod runs any more.
+fn disruption(view: &PodView<'_>, phase: &str) -> Option<Verdict> {
+    let Some(Cause::Failed { reason, .. }) = view.lifecycle.termination().map(|termination| &termination.cause) else {
+        return None;
+    };
+    let message = "Pod was preempted by Kubelet to accommodate a critical pod.".to_owned();
+    (reason == PREEMPTING && phase == "Failed").then_some(Verdict {
+        is_true: true,
+        reason: "TerminationByKubelet",
+        message,
+    })
 }
 
 /// Whether a condition was true when it was published last.

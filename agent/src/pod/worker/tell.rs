@@ -9,7 +9,7 @@ use crate::event::EventType;
 use crate::metrics::METRICS;
 use crate::pod::journal::Record;
 use crate::pod::lifecycle::{self, Cause, Lifecycle};
-use crate::pod::memory::{Eviction, finished_at};
+use crate::pod::memory::{Eviction, Ousting, finished_at};
 use crate::pod::status::{self, containers::go_seconds};
 use crate::pod::{env, spec};
 use k8s_openapi::api::core::v1::PodStatus;
@@ -120,8 +120,11 @@ impl Worker {
         if !self.lifecycle.may_start() || self.memory.eviction.is_some() {
             return;
         }
-        METRICS.garbage.evictions.increment([eviction.signal]);
-        self.shared.event(&self.pod, None, EventType::Warning, "Evicted", eviction.message.clone());
+        match eviction.why {
+            Ousting::Limit(signal) => METRICS.garbage.evictions.increment([signal]),
+            Ousting::Preemption(resource) => METRICS.garbage.preemptions.increment([resource]),
+        }
+        self.shared.event(&self.pod, None, EventType::Warning, eviction.why.reason(), eviction.message.clone());
         self.memory.eviction = Some(eviction);
     }
 
