@@ -98,7 +98,8 @@ mod tests {
         let dir = Path::new("/c");
         let disk = |available| FileSystem { capacity: 1000, available, ..FileSystem::default() };
         assert_eq!(refusal(dir, 0, disk(500)), None);
-        assert!(refusal(dir, MOST, disk(500)).is_some_and(|text| text.contains("remove some")));
+        assert_eq!(refusal(dir, 15, disk(500)), None);
+        assert!(refusal(dir, 16, disk(500)).is_some_and(|text| text.contains("remove some")));
         assert!(refusal(dir, 0, disk(199)).is_some_and(|text| text.contains("19 % left")));
         assert!(refusal(dir, 0, FileSystem::default()).is_some(), "a file system that cannot be measured has no room");
     }

@@ -170,6 +170,15 @@ async fn names_that_leave_the_pods_directory_are_refused() {
     assert!(node.volumes.termination_log(&uid, "../../x", "1").await.is_err());
 }
 
+/// Ends an attacker also when an assertion fails: the scope of his thread waits for him.
+struct Ended<'a>(&'a AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Class A: thousands of resolutions while two exchanges run, checked by inode and not by what happens to be inside.
 #[test]
 fn ten_thousand_subpaths_under_attack_resolve_inside_or_not_at_all() {
@@ -185,6 +194,7 @@ fn ten_thousand_subpaths_under_attack_resolve_inside_or_not_at_all() {
     let done = AtomicBool::new(false);
     let (mut resolved, mut refused) = (0u32, 0u32);
     std::thread::scope(|scope| {
+        let _ended = Ended(&done);
         scope.spawn(|| {
             let top = Dir::open(&volume).unwrap();
             let below = Dir::open(&volume.join("dir")).unwrap();
@@ -205,7 +215,6 @@ fn ten_thousand_subpaths_under_attack_resolve_inside_or_not_at_all() {
                 Err(_) => refused += 1,
             }
         }
-        done.store(true, Ordering::Relaxed);
     });
     assert!(resolved >= 100 && refused >= 100, "both sides of the race were seen: {resolved}, {refused}");
     assert_eq!(std::fs::read_dir(outside.join("inner")).unwrap().count(), 0, "nothing was created outside");
