@@ -1,7 +1,7 @@
 # The front door. `make setup` once; `make demo` shows it; `make test` proves it. CI runs `make test` and nothing else.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: help setup build release demo demo-stop test test-unit test-kernel test-node test-cluster lint fmt deny bench-pods bench-services e2e-node e2e-node-more e2e-network e2e-kubectl e2e-storage clean-host
+.PHONY: help setup build release demo demo-stop test test-unit test-kernel test-node test-cluster test-nft-versions test-old-kernels lint fmt deny bench-pods bench-services e2e-node e2e-node-more e2e-network e2e-kubectl e2e-storage clean-host
 
 DENY := build/tools/bin/cargo-deny
 
@@ -27,6 +27,10 @@ test-node: setup ## the agent with real containerd: root
 	@tests/scripts/test.sh node
 test-cluster: setup ## the agent with a real control plane: root
 	@tests/scripts/test.sh cluster
+test-nft-versions: ## our tables, listed by the nft of every Debian: root, downloads 50 MB
+	@tests/scripts/nft-versions.sh $(ARGS)
+test-old-kernels: ## the Services suite on Linux 5.10 and 6.1 in emulated machines: root, downloads 60 MB
+	@tests/scripts/old-kernels.sh $(ARGS)
 lint: deny ## formatting, clippy, dependencies
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings

@@ -7,6 +7,22 @@
 //! What it does not do: it knows nothing of Services, never touches a table that it was not told to, never executes `nft`,
 //! and uses nothing newer than Linux 5.15. Wire facts: `linux/netfilter/nf_tables.h` and libnftnl's behaviour as printed
 //! by `nft --debug=netlink`.
+//!
+//! Since which Linux there is what we use (headers and sources of 4.4, 4.14, 4.19, 5.4 and 5.10; git log for the rest):
+//!
+//! | what | since |
+//! |---|---|
+//! | tables, chains, sets, maps, verdict maps; `payload`, `meta`, `cmp`, `bitwise`, `lookup`, `immediate`, `ct`, `nat`, `reject` | 3.13 |
+//! | `meta l4proto` | 3.14 |
+//! | batches as transactions (`NFNL_MSG_BATCH_BEGIN`, `_END`); one without an end is validated and taken back | 3.16 |
+//! | `masq` with flags | 3.18 |
+//! | 32-bit registers, which concatenations need; elements with timeouts; `dynset` with data | 4.1 |
+//! | acknowledgements without the message (`NETLINK_CAP_ACK`) | 4.3 |
+//! | `numgen random` | 4.9 |
+//! | `ct original ip daddr` and `ip6 daddr` by family (`NFT_CT_DST_IP`, `NFT_CT_DST_IP6`) | 4.17 |
+//! | `NFT_SET_CONCAT` with the lengths of fields, `NFTA_SET_ELEM_KEY_END`: ranges within concatenations (`allowed`) | 5.6 |
+//!
+//! `make test-old-kernels` runs the suite `services` on 5.10 and 6.1, `make test-nft-versions` lists the tables with old and new `nft`.
 
 pub mod batch;
 pub mod decode;
