@@ -8,12 +8,20 @@ use anyhow::anyhow;
 /// How often a condition is looked at.
 const EVERY: Duration = Duration::from_millis(50);
 
-/// Asks `check` until it answers `Ok` and gives that value; after `limit` fails with `what` and the last error.
+/// How long to wait on this machine for what takes at most `usual` on a developer's: `NODELET_TEST_SLOWNESS` times as long,
+/// a whole number. Emulated machines set it (`tests/scripts/old-kernels.sh`).
+pub fn patience(usual: Duration) -> Duration {
+    let factor = std::env::var("NODELET_TEST_SLOWNESS").ok();
+    usual * factor.map_or(1, |text| text.parse().expect("NODELET_TEST_SLOWNESS is a whole number"))
+}
+
+/// Asks `check` until it answers `Ok` and gives that value; after [`patience`] with `limit` fails with `what` and the last error.
 pub async fn eventually<T, E: Display, F: AsyncFnMut() -> Result<T, E>>(
     limit: Duration,
     what: &str,
     mut check: F,
 ) -> anyhow::Result<T> {
+    let limit = patience(limit);
     let start = Instant::now();
     loop {
         let error = match check().await {

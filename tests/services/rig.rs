@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use harness::eventually::eventually;
+use harness::eventually::{eventually, patience};
 use harness::netns::{Lan, Netns};
 use nodelet::event::{Event, Recorder, Subject};
 use nodelet::service::{self, Cidr, Local, ServiceHandle, Settings, slim};
@@ -206,7 +206,7 @@ impl Rig {
 
     /// Waits until everything that was told is in the kernel.
     pub(crate) fn settle(&self) {
-        let programmed = self.handle().programmed(Duration::from_secs(10));
+        let programmed = self.handle().programmed(patience(Duration::from_secs(10)));
         assert!(programmed, "not programmed: {:?}", self.handle().status());
     }
 

@@ -4,10 +4,11 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
+use harness::eventually::patience;
 use harness::netns::Netns;
 
 /// How long an answer may take. What is refused is told at once; only dropped packets take this long.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(1000);
+const PATIENCE: Duration = Duration::from_millis(1000);
 
 /// What a client is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +46,7 @@ pub(crate) fn serve_at(on: &Netns, name: &str, at: SocketAddr) {
             if let Ok(peer) = stream.peer_addr() {
                 // A client that gave up is no concern of the server. It waits for the client to close first: who does waits
                 // for a minute before a port is used again, and ports that masquerading chose at random would meet again.
-                let _ = stream.set_read_timeout(Some(PATIENCE));
+                let _ = stream.set_read_timeout(Some(patience(PATIENCE)));
                 let _ = stream.write_all(greeting(&own, peer).as_bytes());
                 let _ = stream.read(&mut [0]);
             }
@@ -77,12 +78,12 @@ pub(crate) fn outcome(from: &Netns, to: SocketAddr) -> String {
 
 /// Asks over a new TCP connection, from the namespace of this thread.
 pub(crate) fn tcp_here(to: SocketAddr) -> io::Result<Answer> {
-    read_answer(TcpStream::connect_timeout(&to, PATIENCE)?, PATIENCE)
+    read_answer(TcpStream::connect_timeout(&to, patience(PATIENCE))?, patience(PATIENCE))
 }
 
 /// Reads what a server says.
-pub(crate) fn read_answer(stream: TcpStream, patience: Duration) -> io::Result<Answer> {
-    stream.set_read_timeout(Some(patience))?;
+pub(crate) fn read_answer(stream: TcpStream, limit: Duration) -> io::Result<Answer> {
+    stream.set_read_timeout(Some(limit))?;
     let mut text = Vec::new();
     BufReader::new(stream).read_until(b'\n', &mut text)?;
     Answer::parse(&text)
@@ -102,7 +103,7 @@ impl UdpClient {
         let open = || {
             let socket = UdpSocket::bind((any, 0))?;
             socket.connect(to)?;
-            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.set_read_timeout(Some(patience(PATIENCE)))?;
             io::Result::Ok(socket)
         };
         Ok(Self(from.within(open).map_err(io::Error::other)??))

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use harness::eventually::patience;
 use harness::netns::{Lan, Netns};
 use nodelet::event::Recorder;
 use nodelet::service::{self, ServiceHandle};
@@ -63,7 +64,7 @@ impl Real {
         nodes.iter().for_each(|node| list(&node.handle, objects));
         for node in &nodes {
             let handle = &node.handle;
-            assert!(handle.programmed(Duration::from_secs(20)), "not programmed: {:?}", handle.status());
+            assert!(handle.programmed(patience(Duration::from_secs(20))), "not programmed: {:?}", handle.status());
         }
         Self { nodes, pods, lan }
     }
@@ -180,10 +181,10 @@ fn observe(flow: &Flow) -> BTreeSet<Outcome> {
         Answer::Refused => (2, 2),
         Answer::Dropped => (1, 1),
     };
-    let patience = if flow.answer == Answer::Dropped { SILENCE } else { PATIENCE };
+    let limit = patience(if flow.answer == Answer::Dropped { SILENCE } else { PATIENCE });
     let mut found = BTreeSet::new();
     for draw in 1..=max {
-        let asked = if flow.is_udp { udp(flow.to, patience) } else { tcp(flow.to, patience) };
+        let asked = if flow.is_udp { udp(flow.to, limit) } else { tcp(flow.to, limit) };
         found.insert(match asked {
             Ok(Said { who, peer }) => Outcome::Answered { who, peer },
             Err(error) => match error.kind() {
@@ -199,18 +200,20 @@ fn observe(flow: &Flow) -> BTreeSet<Outcome> {
     found
 }
 
-fn tcp(to: SocketAddr, patience: Duration) -> io::Result<Said> {
-    traffic::read_answer(TcpStream::connect_timeout(&to, patience)?, patience)
+fn tcp(to: SocketAddr, limit: Duration) -> io::Result<Said> {
+    traffic::read_answer(TcpStream::connect_timeout(&to, limit)?, limit)
 }
 
-fn udp(to: SocketAddr, patience: Duration) -> io::Result<Said> {
+fn udp(to: SocketAddr, limit: Duration) -> io::Result<Said> {
     let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect(to)?;
-    socket.set_read_timeout(Some(patience))?;
+    socket.set_read_timeout(Some(limit))?;
     match socket.send(b"?") {
         // Our own hook did not let it out; whether it also told so is read from the socket.
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => socket.set_read_timeout(Some(SILENCE))?,
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            socket.set_read_timeout(Some(patience(SILENCE)))?
+        }
         other => drop(other?),
     }
     let mut buffer = [0; 128];
