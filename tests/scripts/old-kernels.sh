@@ -56,7 +56,7 @@ for suite in "${suites[@]}"; do
   [ -d "$kernel/lib" ] || ln -s usr/lib "$kernel/lib"
   version=$(ls "$kernel/lib/modules")
   mkdir -p "$root"/{bin,dev,proc,sys,run,tmp,etc,sbin,usr/bin,usr/sbin}
-  with busybox dash nft conntrack ip sysctl modprobe "$suite_program"
+  with busybox dash date nft conntrack ip sysctl modprobe "$suite_program"
   rm "$root/$suite_program"
   cp "$work/services" "$root/services"
   cp tests/scripts/vm-init.sh "$root/init"

@@ -3,7 +3,7 @@
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/
 box=/usr/bin/busybox
 [ -x $box ] || box=/bin/busybox
-for applet in mount mkdir cat grep cut sed ls uname dmesg tail rm sleep; do $box ln -s $box /bin/$applet; done
+for applet in mount mkdir cat cut dmesg grep ls rm sed sleep tail uname; do $box ln -s $box /bin/$applet; done
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev

