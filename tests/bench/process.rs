@@ -41,10 +41,14 @@ impl Process {
         Ok(CpuReading { used, at: Instant::now() })
     }
 
-    /// Thousandths of one CPU since an earlier reading. Threads that ended since are not counted.
+    /// CPU time since an earlier reading. Threads that ended since are not counted.
+    pub(crate) fn cpu_between(self, earlier: CpuReading) -> anyhow::Result<Duration> {
+        Ok(self.cpu()?.used.saturating_sub(earlier.used))
+    }
+
+    /// Thousandths of one CPU since an earlier reading, in the same way.
     pub(crate) fn milli_cpu_since(self, earlier: CpuReading) -> anyhow::Result<f64> {
-        let now = self.cpu()?;
-        let used = now.used.saturating_sub(earlier.used).as_secs_f64();
-        Ok(1000.0 * used / now.at.duration_since(earlier.at).as_secs_f64())
+        let used = self.cpu_between(earlier)?.as_secs_f64();
+        Ok(1000.0 * used / earlier.at.elapsed().as_secs_f64())
     }
 }

@@ -21,12 +21,14 @@ mod report;
 #[path = "services/seen.rs"]
 mod seen;
 
+use std::process::Command;
 use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Parser;
 
 use harness::control_plane::ControlPlane;
+use harness::programs;
 use report::{Column, table};
 
 /// Time of changes to Services, beside the API server's own.
@@ -51,7 +53,7 @@ struct Arguments {
                          --hostname-override {node} --root-dir {root}"
     )]
     agent: String,
-    /// Another agent to measure beside, in the same form.
+    /// Another agent to measure beside, in the same form; `kube-proxy` is upstream's in nftables mode.
     #[arg(long)]
     reference: Option<String>,
     /// Load the objects, measure the floor only.
@@ -80,12 +82,28 @@ async fn columns(
     objects: &objects::Objects,
 ) -> anyhow::Result<Vec<Column>> {
     let mut columns = vec![measure::floor(arguments, objects).await.context("the floor")?];
-    let mut agents = vec![("nodelet", arguments.agent.as_str())];
-    agents.extend(arguments.reference.as_deref().map(|command| ("reference", command)));
+    let mut agents = vec![("nodelet", arguments.agent.clone())];
+    match arguments.reference.as_deref() {
+        None => {}
+        Some("kube-proxy") => agents.push(("kube-proxy", kube_proxy()?)),
+        Some(command) => agents.push(("reference", command.to_owned())),
+    }
     for (number, (name, command)) in (0u8..).zip(agents).filter(|_| !arguments.floor_only) {
-        let agent = measure::Agent { name, command, host: 11 + number };
+        let agent = measure::Agent { name, command: &command, host: 11 + number };
         let column = measure::agent(arguments, plane, objects, &agent).await;
         columns.push(column.with_context(|| name.to_owned())?);
     }
     Ok(columns)
+}
+
+/// The command line of upstream's kube-proxy, which is built where it is not there yet.
+fn kube_proxy() -> anyhow::Result<String> {
+    let script = programs::repository().join("tests/scripts/e2e-programs.sh");
+    ensure!(Command::new("bash").arg(&script).status()?.success(), "{} failed", script.display());
+    Ok(format!(
+        "{} --kubeconfig={{kubeconfig}} --proxy-mode=nftables --hostname-override={{node}} --cluster-cidr={} \
+         --conntrack-max-per-core=0",
+        programs::repository().join("build/e2e/kube-proxy").display(),
+        ControlPlane::CLUSTER_CIDR
+    ))
 }

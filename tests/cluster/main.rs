@@ -14,6 +14,7 @@ mod resize;
 mod resources;
 mod restart;
 mod rig;
+mod rollout;
 mod secrets;
 mod seen;
 mod server;

@@ -1,22 +1,20 @@
 //! Upstream's own end-to-end suite against one node: `make e2e-node`, `make e2e-network`.
 //!
-//! Starts the control plane and a node in namespaces, the agent on it (nodelet, or upstream's kubelet and kube-proxy as the
-//! reference), imports the suite's images, and runs ginkgo with a label filter. Prints what failed and one closing line.
-//! Everything that it starts ends with it.
+//! Starts the control plane and a node (two for the network) in namespaces, the agent on it (nodelet, or upstream's kubelet
+//! and kube-proxy as the reference), CoreDNS, imports the suite's images, and runs ginkgo with a label filter. Prints what failed,
+//! what the other agent made of the same tests when it last ran them, and one closing line. Everything that it starts ends with it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use clap::{Parser, ValueEnum};
-use harness::containerd::{Cni, Version};
 use harness::control_plane::ControlPlane;
-use harness::eventually::eventually;
-use harness::node::Node;
 use harness::programs;
 
+mod cluster;
 mod reference;
 mod report;
 
@@ -27,7 +25,7 @@ enum Set {
     Node,
     /// NodeConformance that is no Conformance, quick: 101.
     NodeMore,
-    /// sig-network Conformance: 47; needs CoreDNS for some.
+    /// sig-network: Conformance (47), and all others that need no cloud, no SCTP and at most two nodes.
     Network,
     /// kubectl, quick: 76.
     Kubectl,
@@ -40,9 +38,28 @@ impl Set {
         match self {
             Self::Node => "Conformance && NodeConformance && !Serial",
             Self::NodeMore => "NodeConformance && !Conformance && !Serial && !Slow && Feature: isEmpty",
-            Self::Network => "sig-network && Conformance",
+            Self::Network => {
+                "sig-network && (Conformance || \
+                 Feature: isEmpty && FeatureGate: isEmpty && !Disruptive && !Serial && !Slow && !Flaky)"
+            }
             Self::Kubectl => "sig-cli && Feature: isEmpty && FeatureGate: isEmpty && !Serial && !Slow",
             Self::Storage => "sig-storage && Conformance && !Serial",
+        }
+    }
+
+    /// What of these cannot run here: three nodes are wanted, or a cloud.
+    fn skip(self) -> Option<&'static str> {
+        match self {
+            Self::Network => Some("implement NodePort and HealthCheckNodePort|Provider"),
+            Self::Node | Self::NodeMore | Self::Kubectl | Self::Storage => None,
+        }
+    }
+
+    /// The nodes that it needs.
+    fn nodes(self) -> &'static [&'static str] {
+        match self {
+            Self::Network => &["n1", "n2"],
+            Self::Node | Self::NodeMore | Self::Kubectl | Self::Storage => &["n1"],
         }
     }
 }
@@ -54,6 +71,15 @@ enum AgentKind {
     Nodelet,
     /// Upstream's kubelet and kube-proxy.
     Kubelet,
+}
+
+impl AgentKind {
+    fn other(self) -> Self {
+        match self {
+            Self::Nodelet => Self::Kubelet,
+            Self::Kubelet => Self::Nodelet,
+        }
+    }
 }
 
 #[derive(Debug, Parser)]
@@ -78,6 +104,14 @@ struct Arguments {
     old_containerd: bool,
 }
 
+impl Arguments {
+    /// A directory for each set and agent, so that both can be compared.
+    fn report_of(&self, agent: AgentKind) -> anyhow::Result<PathBuf> {
+        let name = format!("{:?}-{agent:?}", self.set).to_lowercase();
+        Ok(std::path::absolute(&self.report)?.join(name))
+    }
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
@@ -85,42 +119,17 @@ async fn main() -> anyhow::Result<()> {
         let script = programs::repository().join("tests/scripts").join(script);
         ensure!(Command::new("bash").arg(&script).status()?.success(), "{} failed", script.display());
     }
-    let plane = ControlPlane::start(&["n1"]).await?;
-    let version = if arguments.old_containerd { Version::V1_6 } else { Version::V2 };
-    let mut node = Node::on_lan(&plane, 11, version, Cni::Bridge, "10.244.0.0/24").await?;
-    node.containerd.import(&programs::repository().join("build/e2e/images.tar"))?;
-    // The API server reaches pods and Services itself, for its proxy and for webhooks.
-    for range in ["10.244.0.0/24", ControlPlane::SERVICE_CIDR] {
-        plane.lan().netns().ip(&format!("route add {range} via 10.89.0.11"))?;
-    }
-    node.extra_configuration = "clusterDNS: [10.96.0.10]\nclusterDomain: cluster.local\nmaxPods: 300\n".to_owned();
-    let _reference = match arguments.agent {
-        AgentKind::Nodelet => {
-            node.run_joined(&plane, "n1")?;
-            None
-        }
-        AgentKind::Kubelet => Some(reference::Reference::start(&node, &plane)?),
-    };
-    let wait = ["wait", "--for=condition=Ready", "node/n1", "--timeout=5s"];
-    eventually(Duration::from_secs(60), "the node to be Ready", async || {
-        let done = plane.kubectl(&wait)?.output()?;
-        ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        Ok::<_, anyhow::Error>(())
-    })
-    .await?;
+    let cluster = cluster::Cluster::start(&arguments).await?;
     let start = Instant::now();
-    let report = std::path::absolute(&arguments.report)?;
+    let report = arguments.report_of(arguments.agent)?;
     fs::create_dir_all(&report)?;
-    let run = suite(&arguments, &plane, &report);
-    for name in ["nodelet.log", "kubelet.log", "kube-proxy.log", "ctrd/containerd.log"] {
-        let from = node.path(name);
-        if from.exists() {
-            fs::copy(&from, report.join(from.file_name().unwrap_or_default()))?;
-        }
-    }
+    let run = suite(&arguments, &cluster.plane, &report);
+    cluster.keep_logs(&report)?;
     run?;
     let results = report::read(&report.join("junit_01.xml"))?;
-    report::print(&results);
+    let other = arguments.agent.other();
+    let beside = report::read(&arguments.report_of(other)?.join("junit_01.xml")).ok();
+    report::print(&results, beside.as_ref().map(|results| (format!("{other:?}"), results)));
     println!(
         "{:?} {:?}: {} passed, {} failed in {} s",
         arguments.agent,
@@ -144,6 +153,9 @@ fn suite(arguments: &Arguments, plane: &ControlPlane, report: &Path) -> anyhow::
         .arg(format!("--label-filter={}", arguments.set.filter()));
     if let Some(focus) = &arguments.focus {
         command.arg(format!("--focus={focus}"));
+    }
+    if let Some(skip) = arguments.set.skip() {
+        command.arg(format!("--skip={skip}"));
     }
     command
         .arg(programs.join("e2e.test"))

@@ -15,22 +15,24 @@ pub(crate) struct Reference {
 
 impl Reference {
     /// Starts both with the configuration that the node's agent would get.
-    pub(crate) fn start(node: &Node, plane: &ControlPlane) -> anyhow::Result<Self> {
+    pub(crate) fn start(node: &Node, plane: &ControlPlane, name: &str) -> anyhow::Result<Self> {
         let config = node.write_kubelet_configuration(&format!(
-            "authentication:\n  x509:\n    clientCAFile: {}\n",
-            plane.ca().display()
+            "authentication:\n  x509:\n    clientCAFile: {}\n{}",
+            plane.ca().display(),
+            // Nodes share the machine's disk, and how full it is decides nothing here.
+            "evictionHard: {nodefs.available: 0%, imagefs.available: 0%, nodefs.inodesFree: 0%, imagefs.inodesFree: 0%}\n"
         ))?;
         let mut kubelet = Command::new(programs::repository().join("build/e2e/kubelet"));
         kubelet
             .arg(format!("--config={}", config.display()))
-            .arg(format!("--kubeconfig={}", plane.node_kubeconfig("n1").display()))
-            .arg("--hostname-override=n1")
+            .arg(format!("--kubeconfig={}", plane.node_kubeconfig(name).display()))
+            .arg(format!("--hostname-override={name}"))
             .arg(format!("--root-dir={}", node.path("kubelet").display()))
             .arg(format!("--cert-dir={}", node.path("pki").display()));
         let proxy_config = node.path("proxy.yaml");
         let text = format!(
             "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftables\n\
-             hostnameOverride: n1\nclusterCIDR: {}\nconntrack: {{maxPerCore: 0}}\nclientConnection: {{kubeconfig: {}}}\n",
+             hostnameOverride: {name}\nclusterCIDR: {}\nconntrack: {{maxPerCore: 0}}\nclientConnection: {{kubeconfig: {}}}\n",
             ControlPlane::CLUSTER_CIDR,
             plane.proxy_kubeconfig().display()
         );

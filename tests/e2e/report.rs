@@ -1,5 +1,6 @@
 //! Reads ginkgo's JUnit report: names, outcomes, and the first line of each failure.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -62,18 +63,44 @@ fn unescaped(text: &str) -> String {
     text.replace("&amp;", "&")
 }
 
-/// Prints passed and failed by area, then what failed and why.
-pub(crate) fn print(results: &Results) {
-    let area = |name: &str| name.split(']').next().unwrap_or_default().trim_start_matches('[').to_owned();
-    let mut areas = std::collections::BTreeMap::<String, (usize, usize)>::new();
+/// The SIG and the first word of a name: `[sig-network] Services`.
+fn area(name: &str) -> String {
+    let (sig, rest) = name.split_once("] ").unwrap_or((name, ""));
+    format!("{sig}] {}", rest.split_whitespace().next().unwrap_or_default())
+}
+
+/// Passed and failed of each area.
+fn areas(results: &Results) -> BTreeMap<String, [usize; 2]> {
+    let mut areas = BTreeMap::<String, [usize; 2]>::new();
     for (name, _) in &results.passed {
-        areas.entry(area(name)).or_default().0 += 1;
+        areas.entry(area(name)).or_default()[0] += 1;
     }
+    for (name, _) in &results.failed {
+        areas.entry(area(name)).or_default()[1] += 1;
+    }
+    areas
+}
+
+/// Prints passed and failed by area, beside what another agent made of the same tests; and what failed and why.
+pub(crate) fn print(results: &Results, beside: Option<(String, &Results)>) {
     for (name, message) in &results.failed {
-        areas.entry(area(name)).or_default().1 += 1;
-        println!("FAILED {name}\n       {}", message.lines().next().unwrap_or_default());
+        let there =
+            beside.as_ref().map(|(other, results)| match results.passed.iter().any(|(passed, _)| passed == name) {
+                true => format!(" ({other} passes)"),
+                false => format!(" ({other} does not pass)"),
+            });
+        println!("FAILED {name}{}\n       {}", there.unwrap_or_default(), message.lines().next().unwrap_or_default());
     }
-    for (area, (passed, failed)) in areas {
-        println!("{area:<16} {passed:>4} passed {failed:>4} failed");
+    let (ours, theirs) = (areas(results), beside.as_ref().map(|(_, results)| areas(results)).unwrap_or_default());
+    let head = beside.as_ref().map(|(other, _)| format!("{other:>14}")).unwrap_or_default();
+    println!("{:<34}{:>14}{head}   (passed/failed)", "area", "this run");
+    let all: BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
+    for name in all {
+        let column = |of: &BTreeMap<String, [usize; 2]>| {
+            let [passed, failed] = of.get(name).copied().unwrap_or_default();
+            format!("{:>14}", format!("{passed}/{failed}"))
+        };
+        let other = if beside.is_some() { column(&theirs) } else { String::new() };
+        println!("{name:<34}{}{other}", column(&ours));
     }
 }

@@ -77,13 +77,28 @@ pub struct Traffic {
     thread: std::thread::JoinHandle<anyhow::Result<Record>>,
 }
 
+/// A request that was not answered as it should be.
+#[derive(Clone)]
+pub struct Failure {
+    /// When it was made.
+    pub asked: Instant,
+    /// Seconds since the start of the traffic, and why.
+    pub text: String,
+}
+
+impl std::fmt::Debug for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 /// What became of them.
 #[derive(Debug, Default)]
 pub struct Record {
     /// Requests answered.
     pub answered: u64,
-    /// Failures: seconds since the start, and why.
-    pub failed: Vec<String>,
+    /// Failures.
+    pub failed: Vec<Failure>,
     /// The slowest answer.
     pub slowest: Duration,
 }
@@ -119,7 +134,10 @@ impl Traffic {
                     let asked = Instant::now();
                     match ask() {
                         Ok(()) => record.answered += 1,
-                        Err(error) => record.failed.push(format!("{:.3}s: {error:#}", start.elapsed().as_secs_f64())),
+                        Err(error) => {
+                            let text = format!("{:.3}s: {error:#}", (asked - start).as_secs_f64());
+                            record.failed.push(Failure { asked, text });
+                        }
                     }
                     record.slowest = record.slowest.max(asked.elapsed());
                     std::thread::sleep(every.saturating_sub(asked.elapsed()));

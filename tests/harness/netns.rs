@@ -9,17 +9,19 @@ use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::names;
 
-/// A named network namespace with loopback up; dropping deletes it.
+/// A named network namespace with loopback up; dropping deletes it, unless it is somebody else's.
 #[derive(Debug)]
 pub struct Netns {
     name: String,
     handle: File,
+    is_ours: bool,
 }
 
 impl Netns {
@@ -29,9 +31,15 @@ impl Netns {
         let name = names::unique();
         run(&["ip", "netns", "add", &name])?;
         let handle = File::open(format!("/run/netns/{name}")).context("ip netns add made no namespace file")?;
-        let netns = Self { name, handle };
+        let netns = Self { name, handle, is_ours: true };
         netns.ip("link set lo up")?;
         Ok(netns)
+    }
+
+    /// That of a process, such as a container's; it has no name below `/run/netns`.
+    pub fn of_process(pid: u32) -> anyhow::Result<Self> {
+        let handle = File::open(format!("/proc/{pid}/ns/net")).with_context(|| format!("process {pid}"))?;
+        Ok(Self { name: format!("of process {pid}"), handle, is_ours: false })
     }
 
     /// Its name, as `ip netns` shows it.
@@ -97,6 +105,9 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
+        if !self.is_ours {
+            return;
+        }
         if let Err(error) = run(&["ip", "netns", "delete", &self.name]) {
             eprintln!("namespace {} stays: {error:#}", self.name);
         }
@@ -117,7 +128,7 @@ fn run(words: &[&str]) -> anyhow::Result<()> {
 /// One network that nodes and a control plane share: a namespace with a bridge, 10.89.0.1/24 and fd89::1/64 in it.
 #[derive(Debug)]
 pub struct Lan {
-    netns: Netns,
+    netns: Arc<Netns>,
 }
 
 impl Lan {
@@ -137,7 +148,12 @@ impl Lan {
         ] {
             netns.ip(step)?;
         }
-        Ok(Self { netns })
+        Ok(Self { netns: Arc::new(netns) })
+    }
+
+    /// The same, for who outlives a borrow.
+    pub fn shared_netns(&self) -> &Arc<Netns> {
+        &self.netns
     }
 
     /// The namespace with the bridge: traffic from here comes from outside of all nodes.

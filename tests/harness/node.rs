@@ -295,14 +295,27 @@ impl Node {
         Ok(client.runtime.list_pod_sandbox(cri::ListPodSandboxRequest::default()).await?.into_inner().items)
     }
 
-    /// Runs a command in the running container of a pod and gives its standard output.
-    pub async fn exec(&self, pod: &str, command: &[&str]) -> anyhow::Result<String> {
-        let containers = self.containers().await?;
+    /// The process id of the running container of a pod, as the host sees it.
+    pub async fn pid_of(&self, pod: &str) -> anyhow::Result<u32> {
+        let container_id = self.running_container(pod).await?.id;
+        let mut client: CriClient = self.containerd.client().await?;
+        let request = cri::ContainerStatusRequest { container_id, verbose: true };
+        let info = client.runtime.container_status(request).await?.into_inner().info;
+        let info: serde_json::Value = serde_json::from_str(info.get("info").context("no verbose status")?)?;
+        Ok(info["pid"].as_u64().context("no pid")?.try_into()?)
+    }
+
+    async fn running_container(&self, pod: &str) -> anyhow::Result<cri::Container> {
         let running = cri::ContainerState::ContainerRunning as i32;
-        let mut of_pod = containers.iter().filter(|container| {
+        let mut of_pod = self.containers().await?.into_iter().filter(|container| {
             container.state == running && container.labels.get("io.kubernetes.pod.name").is_some_and(|name| name == pod)
         });
-        let container = of_pod.next().with_context(|| format!("pod {pod} has no running container"))?;
+        of_pod.next().with_context(|| format!("pod {pod} has no running container"))
+    }
+
+    /// Runs a command in the running container of a pod and gives its standard output.
+    pub async fn exec(&self, pod: &str, command: &[&str]) -> anyhow::Result<String> {
+        let container = self.running_container(pod).await?;
         let mut client: CriClient = self.containerd.client().await?;
         let request = cri::ExecSyncRequest {
             container_id: container.id.clone(),

@@ -1,10 +1,11 @@
 //! One column: the floor, or one agent.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use harness::control_plane::ControlPlane;
 use harness::netns::Netns;
 use harness::programs;
@@ -14,6 +15,7 @@ use crate::contestant::Contestant;
 use crate::endpoints::{self, ENDPOINTS};
 use crate::objects::{Objects, ensure_node};
 use crate::probe::{self, Answer};
+use crate::process::Process;
 use crate::report::{Column, Samples};
 use crate::seen::Seen;
 
@@ -95,13 +97,15 @@ pub(crate) async fn agent(
         let began = Instant::now();
         let agent = Contestant::start(agent.command, &replace, &netns, &log)?;
         let mut last = began;
-        for service in live {
+        for service in live.iter().copied() {
             last = last.max(found(&netns, service, Answer::Endpoint(0)).await.context("cold start")?);
         }
         let mut column = Column::new(name);
         column.add("cold start, ms", last.duration_since(began).as_secs_f64() * 1000.0);
         column.add("memory after start, MiB", agent.process().resident_mib()?);
         changes(arguments, objects, &netns, name).await?.into(&mut column);
+        packets(&mut column, &netns, live[0])?;
+        many_changes(arguments, objects, agent.process(), &mut column).await?;
         column.add("memory after changes, MiB", agent.process().resident_mib()?);
         let idle = agent.process().cpu()?;
         tokio::time::sleep(Duration::from_secs(10)).await;
@@ -114,6 +118,44 @@ pub(crate) async fn agent(
         let tail: Vec<&str> = text.lines().rev().take(10).collect();
         format!("the agent's last lines, newest first:\n{}", tail.join("\n"))
     })
+}
+
+/// What a connection through a Service costs, beside one to its endpoint.
+fn packets(column: &mut Column, netns: &Arc<Netns>, service: SocketAddr) -> anyhow::Result<()> {
+    let direct = SocketAddr::from((ENDPOINTS[0], probe::TARGET_PORT));
+    for (what, to) in [("direct", direct), ("by Service", service)] {
+        let (latency, throughput) = netns.within(|| {
+            let latency = probe::latency(to, 1000)?;
+            anyhow::Ok((latency, probe::throughput(to, Duration::from_secs(2))?))
+        })??;
+        let micros = latency.percentile(50).context("a sample")? * 1000.0;
+        column.add(&format!("connection and answer {what} p50, us"), micros);
+        column.add(&format!("throughput {what}, Gbit/s"), throughput);
+    }
+    Ok(())
+}
+
+/// Changes of endpoints as fast as the API server takes them, and the CPU time that they cost the agent.
+async fn many_changes(
+    arguments: &Arguments,
+    objects: &Objects,
+    agent: Process,
+    column: &mut Column,
+) -> anyhow::Result<()> {
+    const CHANGES: usize = 3000;
+    let (before, began) = (agent.cpu()?, Instant::now());
+    let writes = stream::iter(0..CHANGES).map(|number| {
+        let name = format!("load-{}", 1 + number % (arguments.services / 2).clamp(1, 400));
+        async move { objects.point(&name, Ipv4Addr::from(0x0b80_0000 + u32::try_from(number)?)).await }
+    });
+    writes.buffer_unordered(arguments.in_flight).try_collect::<Vec<()>>().await?;
+    let took = began.elapsed();
+    // What waits to be programmed is part of it: nobody takes longer than kube-proxy's longest pause.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let used = agent.cpu_between(before)?;
+    column.add("endpoint changes a second", CHANGES as f64 / took.as_secs_f64());
+    column.add("CPU of 1,000 endpoint changes, ms", used.as_secs_f64() * 1000.0 * 1000.0 / CHANGES as f64);
+    Ok(())
 }
 
 async fn changes(arguments: &Arguments, objects: &Objects, netns: &Arc<Netns>, agent: &str) -> anyhow::Result<Changes> {

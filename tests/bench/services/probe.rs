@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use harness::netns::Netns;
 
 use crate::endpoints::ENDPOINTS;
+use crate::report::Samples;
 
 /// The port of both servers.
 pub(crate) const TARGET_PORT: u16 = 8080;
@@ -19,6 +20,31 @@ const PAUSE: Duration = Duration::from_micros(500);
 
 /// Longest that a change may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Bytes of one read or write where throughput is measured.
+const PIECE: usize = 256 << 10;
+
+/// From the first packet of a connection to the answer, so many times.
+pub(crate) fn latency(to: SocketAddr, times: usize) -> anyhow::Result<Samples> {
+    let once = || {
+        let began = Instant::now();
+        let mut connection = TcpStream::connect_timeout(&to, PATIENCE)?;
+        connection.read_exact(&mut [0])?;
+        Ok(began.elapsed())
+    };
+    (0..times).map(|_| once()).collect()
+}
+
+/// Gigabits a second over one connection.
+pub(crate) fn throughput(to: SocketAddr, during: Duration) -> anyhow::Result<f64> {
+    let mut connection = TcpStream::connect_timeout(&to, PATIENCE)?;
+    let (piece, began, mut sent) = (vec![0; PIECE], Instant::now(), 0);
+    while began.elapsed() < during {
+        connection.write_all(&piece)?;
+        sent += PIECE;
+    }
+    Ok(sent as f64 * 8.0 / 1e9 / began.elapsed().as_secs_f64())
+}
 
 /// What a connection to a ClusterIP finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,9 +60,11 @@ pub(crate) fn serve(netns: &Netns) -> anyhow::Result<()> {
     for (number, address) in (0u8..).zip(ENDPOINTS) {
         let listener = netns.within(|| TcpListener::bind((address, TARGET_PORT)))??;
         std::thread::spawn(move || {
+            let mut some = vec![0; PIECE];
             for mut connection in listener.incoming().flatten() {
-                // A client that gave up is no concern of the server.
+                // A client that gave up is no concern of the server. Who measures throughput sends until it has enough.
                 let _ = connection.write_all(&[number]);
+                while connection.read(&mut some).is_ok_and(|length| length > 0) {}
             }
         });
     }
