@@ -6,16 +6,17 @@ cd "$(dirname "$0")/../.."
 out=$PWD/build/e2e
 exec 9>"$out/images.lock"
 flock 9
-want=$(cat "$out/agnhost" "$out/nnp" build/pause /bin/busybox /bin/bash-static "$0" | sha256sum)
+want=$(cat "$out"/{agnhost,nnp,coredns,regression-issue-74839} build/pause /bin/busybox /bin/bash-static "$0" | sha256sum)
 if [ -f "$out/images.tar" ] && [ "$(cat "$out/images.stamp" 2>/dev/null)" = "$want" ]; then exit 0; fi
-if [ ! -d "$out/debian" ]; then
+packages=bash,curl,wget,netcat-openbsd,bind9-dnsutils,iproute2,conntrack,iptables,ca-certificates,nginx-light,iputils-ping,util-linux
+if [ "$(cat "$out/debian.packages" 2>/dev/null)" != "$packages" ]; then
   echo "making a Debian tree for the images (half a minute)" >&2
-  rm -rf "$out/debian.new"
-  packages=bash,curl,netcat-openbsd,bind9-dnsutils,iproute2,ca-certificates,nginx-light,iputils-ping,util-linux
+  rm -rf "$out/debian.new" "$out/debian"
   debootstrap --variant=minbase --include=$packages bookworm "$out/debian.new" >"$out/debootstrap.log" 2>&1 ||
     { tail -5 "$out/debootstrap.log" >&2; exit 1; }
   rm -rf "$out"/debian.new/{var/cache/apt/*,var/lib/apt/lists/*,usr/share/{doc,man,locale},dev/*}
   mv "$out/debian.new" "$out/debian"
+  echo "$packages" >"$out/debian.packages"
 fi
 module=$(cd tests/go && go list -m -f '{{.Dir}}' k8s.io/kubernetes)/test/images
 work=$(mktemp -d)
@@ -45,11 +46,12 @@ image() {
 path='"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]'
 e2e=registry.k8s.io/e2e-test-images
 
-mkdir -p "$work"/pause "$work"/agnhost/{etc,uploads,tmp} "$work"/nnp/usr/local/bin "$work"/busybox/{bin,etc,tmp,root,usr/bin}
+mkdir -p "$work"/pause "$work"/regression "$work"/agnhost/{etc,uploads,tmp} "$work"/nnp/usr/local/bin "$work"/busybox/{bin,etc,tmp,root,usr/bin}
 chmod 1777 "$work"/{busybox,agnhost}/tmp
 cp build/pause "$work/pause/pause"
 cp "$out/agnhost" "$work/agnhost/agnhost"
 ln -s agnhost "$work/agnhost/agnhost-2"
+cp "$out/coredns" "$work/agnhost/coredns"
 cp "$module"/agnhost/porter/localhost.{crt,key} "$work/agnhost/"
 cp "$out"/debian/etc/{passwd,group} "$work/agnhost/etc/"
 echo 'user-defined-in-image:x:1000:1000::/home/user:/bin/sh' >>"$work/agnhost/etc/passwd"
@@ -87,6 +89,9 @@ done
 image $e2e/nonroot:1.5 "{\"Cmd\":[\"sh\"],\"User\":\"1234\",$path}" "$busybox"
 image $e2e/nonewprivs:1.4 "{\"Cmd\":[\"nnp\"],$path}" "$busybox" "$(layer "$work/nnp")"
 image $e2e/glibc-dns-testing:2.1.1 "{\"Cmd\":[\"bash\"],$path}" "$debian"
+image registry.k8s.io/build-image/distroless-iptables:v0.9.9 "{$path}" "$debian"
+cp "$out/regression-issue-74839" "$work/regression/"
+image $e2e/regression-issue-74839:1.5 '{"Entrypoint":["/regression-issue-74839"]}' "$(layer "$work/regression")"
 for name in kitten nautilus; do
   mkdir "$work/$name"
   cp -r "$module/$name/html/." "$work/$name/"

@@ -16,7 +16,8 @@ images=k8s.io/kubernetes/test/images
 cd tests/go
 CGO_ENABLED=0 go build -ldflags "-s -w" -o "$out/" $images/agnhost
 CGO_ENABLED=0 go build -ldflags "-s -w" -o "$out/nnp" $images/nonewprivs
+CGO_ENABLED=0 go build -ldflags "-s -w" -o "$out/" $images/regression-issue-74839
 go test -c -ldflags "-s -w $version" -o "$out/e2e.test" k8s.io/kubernetes/test/e2e
 go build -ldflags "-s -w $version" -o "$out/" github.com/onsi/ginkgo/v2/ginkgo ./cmd/kubelet ./cmd/kube-proxy
-(cd ../coredns && go build -ldflags "-s -w" -o "$out/coredns" .)
+(cd ../coredns && CGO_ENABLED=0 go build -ldflags "-s -w" -o "$out/coredns" .)
 echo "$want" >"$out/programs.stamp"
