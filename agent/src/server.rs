@@ -38,6 +38,7 @@ pub mod review;
 pub mod route;
 mod streams;
 pub mod summary;
+mod system_logs;
 pub mod tunnel;
 pub mod usage;
 

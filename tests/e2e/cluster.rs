@@ -66,7 +66,8 @@ impl Cluster {
             other.netns().ip(&format!("route add {pods} via 10.89.0.{host}"))?;
             node.netns().ip(&format!("route add 10.244.{at}.0/24 via 10.89.0.{}", 11 + at))?;
         }
-        node.extra_configuration = format!("clusterDNS: [{DNS}]\nclusterDomain: cluster.local\nmaxPods: 300\n");
+        node.extra_configuration =
+            format!("clusterDNS: [{DNS}]\nclusterDomain: cluster.local\nmaxPods: 300\nenableSystemLogHandler: true\n");
         match arguments.agent {
             AgentKind::Nodelet => node.run_joined(plane, name)?,
             AgentKind::Kubelet => self._references.push(Reference::start(&node, plane, name)?),

@@ -93,6 +93,7 @@ fn api(parts: &Parts<'_>) -> Api {
         stream_idle: settings.stream_idle,
         configz: configz(config),
         started: Timestamp::now(),
+        system_logs: config.kubelet.server.system_logs.then(|| "/var/log".into()),
         checkpoints: config.root_dir.join("checkpoints"),
         checkpoint_turn: Semaphore::new(1),
         run_turns: Semaphore::new(handle::RUNS),

@@ -224,6 +224,8 @@ pub struct Server {
     pub stream_idle: Duration,
     /// Versions and cipher suites.
     pub tls: TlsOptions,
+    /// Whether `/logs/` shows what is below `/var/log`; kubelet does unless told otherwise, this agent where it is told to.
+    pub system_logs: bool,
     /// Port that everybody may read from; `None` for none.
     pub read_only_port: Option<u16>,
     /// Whether streams, logs and commands are served.

@@ -260,9 +260,9 @@ fn tls_names_are_checked_and_ports_that_everybody_may_read_are_warned_of() {
     let server = &config.kubelet.server;
     assert_eq!(server.tls.min_version, kubelet::TlsVersion::V13);
     assert_eq!(server.tls.cipher_suites, Some(vec!["TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256"]));
-    assert_eq!((server.read_only_port, server.debugging), (Some(10255), false));
+    assert_eq!((server.read_only_port, server.debugging, server.system_logs), (Some(10255), false, true));
     let warnings = texts(&warnings);
-    for field in ["readOnlyPort", "tlsCipherSuites: TLS_RSA_WITH_AES_128_CBC_SHA", "enableSystemLogHandler"] {
+    for field in ["readOnlyPort", "tlsCipherSuites: TLS_RSA_WITH_AES_128_CBC_SHA"] {
         assert!(warnings.iter().any(|warning| warning.contains(field)), "{field} in {warnings:#?}");
     }
     for (text, named) in [

@@ -16,9 +16,9 @@ use tokio::sync::Semaphore;
 use super::answer::{Answer, Body, Refusal, Work, answer, document, held, no_route, plain};
 use super::gate::{Admitted, Ticket};
 use super::review::{Reviewer, User};
-use super::route::{self, Check, Path, Route, Surface};
+use super::route::{self, Check, NoRoute, Path, Route, Surface};
 use super::usage::Meter;
-use super::{Caller, checkpoint, exposition, healthz, own, summary, tunnel};
+use super::{Caller, checkpoint, exposition, healthz, own, summary, system_logs, tunnel};
 use crate::control::View;
 use crate::cri::Runtime;
 use crate::metrics::METRICS;
@@ -50,6 +50,8 @@ pub struct Api {
     pub configz: Value,
     /// When the agent started.
     pub started: Timestamp,
+    /// What `/logs/` shows: `/var/log`, where the configuration asks for it.
+    pub system_logs: Option<PathBuf>,
     /// Where archives of `/checkpoint` are.
     pub checkpoints: PathBuf,
     /// One archive at a time.
@@ -194,6 +196,10 @@ impl Api {
             Route::ProbeMetrics => Ok(self.metrics(|text| (self.probes)(text))),
             Route::HealthMetrics => Ok(self.metrics(|text| METRICS.health.write(text))),
             Route::Logs(target) => self.logs(&target, &query),
+            Route::SystemLogs(parts) => match self.system_logs.clone() {
+                Some(root) => system_logs::answer(root, parts).await,
+                None => Err(NoRoute::Disabled("logs endpoint is disabled.").into()),
+            },
             Route::Exec(target) => self.exec(&target, &query, request, work).await,
             Route::Attach(target) => self.attach(&target, &query, request, work).await,
             Route::PortForward(target) => self.port_forward(&target, &query, request, work).await,

@@ -2,7 +2,7 @@
 //!
 //! The paths, their methods and the subresources of `nodes` that guard them are kubelet's ("Kubelet authorization" in the
 //! documentation of Kubernetes; KEP-2862 for the fine-grained ones). Nothing is served that this table does not list: above all
-//! no files of the node, which kubelet has below `/logs/`, and no profiles.
+//! no profiles. Files of the node (`/logs/`) are there only where the configuration asks for them by name.
 //!
 //! One thing is stricter than kubelet 1.37: whatever runs something in a container (`exec`, `attach`, `portForward`, `run`)
 //! needs the verb `create`, also when it comes as GET. There a WebSocket is a GET, so that `get nodes/proxy`, which many a
@@ -27,6 +27,8 @@ pub enum Route {
     Configz,
     /// `/containerLogs/NS/POD/CONTAINER`.
     Logs(Target),
+    /// `/logs/...`: files and directories below `/var/log`, by the parts of their path.
+    SystemLogs(Vec<String>),
     /// `/exec/NS/POD[/UID]/CONTAINER`.
     Exec(Target),
     /// `/attach/NS/POD[/UID]/CONTAINER`.
@@ -224,6 +226,9 @@ fn with_rights(parts: &[&str]) -> Result<(Route, Methods), NoRoute> {
         ["configz"] => (Route::Configz, Methods::Get),
         ["statusz"] => (Route::Statusz, Methods::Get),
         ["flagz"] => (Route::Flagz, Methods::Get),
+        ["logs", rest @ ..] => {
+            (Route::SystemLogs(rest.iter().map(|part| (*part).to_owned()).collect()), Methods::GetOrPost)
+        }
         ["containerLogs", rest @ ..] => (Route::Logs(container(rest)?), Methods::Get),
         ["exec", rest @ ..] => (Route::Exec(container(rest)?), Methods::GetOrPost),
         ["attach", rest @ ..] => (Route::Attach(container(rest)?), Methods::GetOrPost),
@@ -244,7 +249,6 @@ fn disabled(parts: &[&str], surface: Surface) -> Result<(), NoRoute> {
         return Err(NoRoute::Disabled("Debug endpoints are disabled."));
     }
     match parts {
-        ["logs", ..] => Err(NoRoute::Disabled("logs endpoint is disabled.")),
         ["debug", "pprof", ..] => Err(NoRoute::Disabled("profiling endpoint is disabled.")),
         ["debug", "flags", ..] if surface == Surface::Full => Err(NoRoute::Disabled("flags endpoint is disabled.")),
         _ => Ok(()),

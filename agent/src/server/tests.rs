@@ -67,6 +67,7 @@ fn api(authorization: Authorization, server: SocketAddr) -> Api {
         stream_idle: Duration::from_secs(60),
         configz: Value::Null,
         started: jiff::Timestamp::UNIX_EPOCH,
+        system_logs: None,
         checkpoints: "/nonexistent".into(),
         checkpoint_turn: Semaphore::new(1),
         run_turns: Semaphore::new(1),

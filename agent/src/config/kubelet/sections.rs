@@ -161,10 +161,7 @@ pub(super) fn server(all: &mut Fields, f: &mut Findings) -> Server {
     let denied = webhook.duration(f, "cacheUnauthorizedTTL").unwrap_or(Duration::from_secs(30));
     webhook.finish(f, &[]);
     authorization.finish(f, &[]);
-    if all.boolean(f, "enableSystemLogHandler") == Some(true) {
-        let text = "has no effect: nodelet serves no files of the node, and answers /logs/ as with false";
-        f.warnings.push(all.problem("enableSystemLogHandler", text));
-    }
+    let system_logs = all.boolean(f, "enableSystemLogHandler").unwrap_or(false);
     let read_only_port = all.port(f, "readOnlyPort").filter(|port| *port != 0);
     if read_only_port.is_some() {
         let text = "lets everybody who reaches the node read pods and figures; leave it out, and ask port 10250";
@@ -172,6 +169,7 @@ pub(super) fn server(all: &mut Fields, f: &mut Findings) -> Server {
     }
     Server {
         tls: tls_options(all, f),
+        system_logs,
         read_only_port,
         debugging: all.boolean(f, "enableDebuggingHandlers").unwrap_or(true),
         enabled: all.boolean(f, "enableServer").unwrap_or(true),

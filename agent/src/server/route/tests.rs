@@ -12,7 +12,7 @@ fn needs(method: &Method, path: &str) -> Access {
     access(method, Path::parse(path).as_ref())
 }
 
-/// One path of each route, in the order of [`place`], and one that is switched off.
+/// One path of each route, in the order of [`place`].
 pub(crate) const PATHS: [&str; 20] = [
     "/healthz",
     "/healthz/ping",
@@ -60,12 +60,13 @@ fn place(route: &Route) -> usize {
         Route::PortForward(_) => 16,
         Route::Run(_) => 17,
         Route::Checkpoint(_) => 18,
+        Route::SystemLogs(_) => 19,
     }
 }
 
 #[test]
 fn every_route_has_its_path_among_those_that_are_attacked() {
-    for (index, path) in PATHS.iter().enumerate().take(19) {
+    for (index, path) in PATHS.iter().enumerate() {
         let found = get(path).or_else(|_| find_in(Surface::Full, &Method::POST, path));
         assert_eq!(found.as_ref().map(place), Ok(index), "{path}");
     }
@@ -89,6 +90,7 @@ proptest::proptest! {
             Ok(Route::Exec(_) | Route::Attach(_) | Route::PortForward(_) | Route::Run(_)) => Some(("create", &["proxy"][..])),
             Ok(Route::Checkpoint(_)) => Some(("create", &["checkpoint"][..])),
             Ok(Route::Logs(_)) => Some(("get", &["proxy"][..])),
+            Ok(Route::SystemLogs(_)) => Some((if method == Method::POST { "create" } else { "get" }, &["log"][..])),
             Ok(_) | Err(_) => None,
         };
         if let Some(wanted) = wanted {
@@ -118,9 +120,6 @@ fn what_is_not_in_the_table_is_not_served() {
     assert_eq!(find_in(Surface::Full, &Method::POST, "/pods"), Err(NoRoute::WrongMethod("GET, HEAD")));
     assert_eq!(get("/run/n/p/c"), Err(NoRoute::WrongMethod("POST")));
     assert_eq!(get("/checkpoint/n/p/c"), Err(NoRoute::WrongMethod("POST")));
-    for path in ["/logs/", "/logs/../../etc/passwd", "/logs/%2e%2e/shadow"] {
-        assert_eq!(get(path), Err(NoRoute::Disabled("logs endpoint is disabled.")), "no files of the node: {path}");
-    }
 }
 
 #[test]
