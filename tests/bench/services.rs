@@ -91,7 +91,12 @@ async fn columns(
     for (number, (name, command)) in (0u8..).zip(agents).filter(|_| !arguments.floor_only) {
         let agent = measure::Agent { name, command: &command, host: 11 + number };
         let column = measure::agent(arguments, plane, objects, &agent).await;
-        columns.push(column.with_context(|| name.to_owned())?);
+        match column.with_context(|| name.to_owned()) {
+            Ok(column) => columns.push(column),
+            // What was measured before is worth printing all the same.
+            Err(error) if number > 0 => eprintln!("no column of another agent: {error:#}"),
+            Err(error) => return Err(error),
+        }
     }
     Ok(columns)
 }

@@ -124,12 +124,12 @@ pub(crate) async fn agent(
 fn packets(column: &mut Column, netns: &Arc<Netns>, service: SocketAddr) -> anyhow::Result<()> {
     let direct = SocketAddr::from((ENDPOINTS[0], probe::TARGET_PORT));
     for (what, to) in [("direct", direct), ("by Service", service)] {
-        let (latency, throughput) = netns.within(|| {
-            let latency = probe::latency(to, 1000)?;
-            anyhow::Ok((latency, probe::throughput(to, Duration::from_secs(2))?))
-        })??;
-        let micros = latency.percentile(50).context("a sample")? * 1000.0;
+        let ((latency, failed), throughput) = netns
+            .within(|| anyhow::Ok((probe::latency(to, 1000), probe::throughput(to, Duration::from_secs(2))?)))?
+            .with_context(|| format!("{what}, {to}"))?;
+        let micros = latency.percentile(50).context("nobody answered")? * 1000.0;
         column.add(&format!("connection and answer {what} p50, us"), micros);
+        column.add(&format!("connections that failed of 1,000 {what}"), failed as f64);
         column.add(&format!("throughput {what}, Gbit/s"), throughput);
     }
     Ok(())

@@ -24,15 +24,17 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes of one read or write where throughput is measured.
 const PIECE: usize = 256 << 10;
 
-/// From the first packet of a connection to the answer, so many times.
-pub(crate) fn latency(to: SocketAddr, times: usize) -> anyhow::Result<Samples> {
-    let once = || {
+/// From the first packet of a connection to the answer, so many times; and how many were not answered.
+pub(crate) fn latency(to: SocketAddr, times: usize) -> (Samples, usize) {
+    let once = || -> std::io::Result<Duration> {
         let began = Instant::now();
         let mut connection = TcpStream::connect_timeout(&to, PATIENCE)?;
         connection.read_exact(&mut [0])?;
         Ok(began.elapsed())
     };
-    (0..times).map(|_| once()).collect()
+    let answered: Vec<Duration> = (0..times).filter_map(|_| once().ok()).collect();
+    let failed = times - answered.len();
+    (answered.into_iter().collect(), failed)
 }
 
 /// Gigabits a second over one connection.
