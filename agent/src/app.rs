@@ -214,6 +214,7 @@ async fn run_alone(
     let health = watch::Sender::new(RuntimeHealth::unknown());
     let half =
         PodHalf::new(config, recorder.clone(), objects, board.clone(), parts.addresses, health, shutdown).await?;
+    board.ask_for_troubles(half.troubles());
     let garbage = garbage::start(config, &half, board.clone(), shutdown);
     let listeners = addresses::Listeners { pods: Some(half.host_addresses()), services: parts.services.clone() };
     let (known, configured, stop) = (parts.addresses.to_vec(), config.node_ips.clone(), (*shutdown).clone());

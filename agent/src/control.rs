@@ -52,6 +52,10 @@ pub trait View: Send + Sync + 'static {
     fn endpoint_slices(&self) -> Vec<Value>;
     /// Events of a pod.
     fn events(&self, uid: &PodUid) -> Vec<Record>;
+    /// What is wrong with the node as a whole, for people who look at anything of it.
+    fn troubles(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// Directory of pod logs.
     fn log_dir(&self) -> PathBuf;
 }
@@ -167,6 +171,7 @@ fn router(view: Arc<dyn View>) -> Router {
     Router::new()
         .route("/pods", get(pods))
         .route("/services", get(services))
+        .route("/troubles", get(troubles))
         .route("/endpointslices", get(endpoint_slices))
         .route("/events/{uid}", get(events))
         .route("/logs/{namespace}/{pod}", get(pod_logs))
@@ -182,6 +187,10 @@ fn list(kind: &str, version: &str, items: Value) -> Response {
 async fn pods(State(view): Shared) -> Response {
     let items: Vec<Value> = view.pods().iter().filter_map(|pod| serde_json::to_value(pod).ok()).collect();
     list("PodList", "v1", Value::Array(items))
+}
+
+async fn troubles(State(view): Shared) -> Response {
+    axum::Json(view.troubles()).into_response()
 }
 
 async fn services(State(view): Shared) -> Response {

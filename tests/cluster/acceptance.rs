@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use harness::containerd::{Cni, Version};
-use harness::eventually::{always, eventually};
+use harness::eventually::eventually;
 use harness::http::{Traffic, get};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
@@ -14,7 +14,8 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
-use crate::rig::{NODE, PATIENCE, Rig, address, config_map, deploy, no_failures, ready_since};
+use crate::outage;
+use crate::rig::{NODE, PATIENCE, Rig, address, config_map, deploy, no_failures};
 
 const CLUSTER_IP: &str = "10.96.0.80";
 const NODE_PORT: u16 = 30080;
@@ -169,51 +170,10 @@ fn ask(rig: &Rig, to: std::net::SocketAddr, times: u32) -> anyhow::Result<BTreeS
 }
 
 async fn outage_of_the_api_server_changes_nothing(rig: &mut Rig) -> anyhow::Result<()> {
-    let before = snapshot(rig).await?;
-    rig.plane.pause(true)?;
-    // Longer than it takes the agent's connection to be found dead.
-    let held = always(Duration::from_secs(22), "a Service without a control plane", async || {
-        get(rig.node.netns(), address(&format!("{CLUSTER_IP}:80")), "/version").and_then(|text| {
-            ensure!(text == "v2\n", "{text}");
-            Ok(())
-        })
-    })
-    .await;
-    // A restart of the agent in the outage, too.
-    let restarted = async {
-        rig.node.agent()?.kill9();
-        rig.node.restart_agent()?;
-        always(Duration::from_secs(5), "a Service without control plane after a restart", async || {
-            get(rig.node.netns(), address(&format!("{CLUSTER_IP}:80")), "/version").map(drop)
-        })
-        .await
-    }
-    .await;
-    rig.plane.pause(false)?;
-    held?;
-    restarted?;
-    rig.node_is_ready(crate::rig::NAME).await?;
+    outage::changes_nothing(rig, &format!("{CLUSTER_IP}:80")).await?;
     // The agent takes part again: something new runs.
     rig.patch_deployment("web", json!({ "spec": { "replicas": 3 } })).await?;
-    rig.rolled_out("web", 3).await?;
-    let after = snapshot(rig).await?;
-    for (name, state) in &before {
-        ensure!(after.get(name) == Some(state), "{name} was {state:?}, is {:?}", after.get(name));
-    }
-    Ok(())
-}
-
-type Snapshot = std::collections::BTreeMap<String, (Option<String>, Vec<(i32, String)>)>;
-
-/// Since when each pod is Ready, its restarts and its containers.
-async fn snapshot(rig: &Rig) -> anyhow::Result<Snapshot> {
-    let pods = rig.pods("web").await?;
-    let state = |pod: &Pod| {
-        let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
-        let containers = statuses.map(|c| (c.restart_count, c.container_id.clone().unwrap_or_default())).collect();
-        (ready_since(pod), containers)
-    };
-    Ok(pods.iter().map(|pod| (pod.metadata.name.clone().unwrap_or_default(), state(pod))).collect())
+    rig.rolled_out("web", 3).await
 }
 
 async fn deletion_leaves_nothing(rig: &Rig) -> anyhow::Result<()> {

@@ -9,6 +9,7 @@ mod harness_itself;
 mod joining;
 mod kills;
 mod network;
+mod outage;
 mod preempt;
 mod resize;
 mod resources;

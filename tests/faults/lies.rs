@@ -63,7 +63,7 @@ async fn a_container_that_is_gone_by_list_and_status_is_started_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_that_are_lost_doubled_or_in_the_wrong_order_only_delay() {
-    for fault in [EventFault::Drop(8), EventFault::Duplicate(20), EventFault::Reverse(6)] {
+    for fault in [EventFault::Drop(8), EventFault::Duplicate(20), EventFault::Reverse(6), EventFault::Blank(20)] {
         let mut rig = Rig::start().await.unwrap();
         rig.add("web").unwrap();
         rig.until_ready(&["web"]).await.unwrap();

@@ -10,4 +10,5 @@ mod lies;
 mod order;
 mod preempt;
 mod rig;
+mod schedule;
 mod troubles;

@@ -13,6 +13,9 @@ use harness::fake_cri::FakeCri;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Container, PersistentVolume, PersistentVolumeClaim, Pod, PodStatus, Secret,
 };
+use nodelet::app::board::Board;
+use nodelet::app::network::Network;
+use nodelet::app::runtime_health;
 use nodelet::cgroup::{PodCgroup, Values};
 use nodelet::cri::{Runtime, events};
 use nodelet::event::{Event, Recorder, Subject};
@@ -21,6 +24,8 @@ use nodelet::garbage::images::{Disk, Policy};
 use nodelet::garbage::report::Report;
 use nodelet::garbage::{Ask, Collector};
 use nodelet::ids::{ObjectKey, PodUid};
+use nodelet::logs::rotate::{self, Rotation};
+use nodelet::node::RuntimeHealth;
 use nodelet::objects::{ObjectError, ObjectRef, Objects, ServiceEnv, Token, TokenAsk};
 use nodelet::pod::allocation::checkpoint::{self, Checkpoint};
 use nodelet::pod::facilities::{DiskUsage, Facilities, IdRange, PodVolumes, RuntimeFeatures, StatusSink, SubPath};
@@ -165,7 +170,8 @@ impl Facilities for Places {
     }
 
     fn pod_cgroup<'a>(&'a self, _: &'a Arc<Pod>) -> BoxFuture<'a, Result<PodCgroup, String>> {
-        Box::pin(std::future::ready(Err("there are no cgroups".to_owned())))
+        let [cpu_quota, memory_limit] = [i64::MAX; 2];
+        ready(PodCgroup { cpu_shares: 2, cpu_quota, cpu_period: 100_000, memory_limit, memory_usage: 0 })
     }
 
     fn write_pod_cgroup<'a>(&'a self, _: &'a Arc<Pod>, _: Values) -> BoxFuture<'a, Result<(), String>> {
@@ -228,6 +234,7 @@ struct Running {
     _node: mpsc::Sender<()>,
     asks: mpsc::Sender<Ask>,
     questions: mpsc::Sender<Question>,
+    health: watch::Receiver<RuntimeHealth>,
     _stop: DropGuard,
 }
 
@@ -241,6 +248,10 @@ pub(crate) struct Rig {
     wanted: BTreeMap<String, Arc<Pod>>,
     /// When images are removed; from the next start on.
     pub(crate) garbage: Policy,
+    /// Size at which logs are rotated; from the next start on.
+    pub(crate) log_size: u64,
+    /// Longest pause after a crash; from the next start on.
+    pub(crate) crash_delay: Duration,
 }
 
 /// What may not change of a pod that is left alone.
@@ -257,7 +268,9 @@ impl Rig {
         let published = Arc::new(Published(Mutex::default(), watch::Sender::new(false)));
         let garbage = Policy { high: 100, low: 80, min_age: 0, max_age: 0 };
         let (events, wanted) = Default::default();
-        let mut rig = Self { fake, dir, running: None, published, events, wanted, garbage };
+        let crash_delay = Duration::from_secs(300);
+        let mut rig =
+            Self { fake, dir, running: None, published, events, wanted, garbage, log_size: 1 << 20, crash_delay };
         rig.start_agent()?;
         Ok(rig)
     }
@@ -287,19 +300,25 @@ impl Rig {
                 Ok(ExecOutcome { exit_code: done.exit_code, output: Vec::new() })
             })
         });
+        let board = Board::new(
+            vec![self.published.clone()],
+            Box::new(|| (Vec::new(), Vec::new())),
+            self.dir.path().join("logs"),
+        );
+        let board = Arc::new(board);
         let prober = Prober::new(probe::Settings::default(), exec, probes_tx, recorder.clone());
         let shared = Arc::new(Shared {
             images: Images::new(runtime.clone(), pulls(self.dir.path().into()))?,
             objects: Arc::new(NoObjects),
             facilities: Arc::new(Places(self.dir.path().into())),
             probes: Arc::new(prober),
-            sink: self.published.clone(),
+            sink: board.clone(),
             recorder,
             journal: Journal::open(self.dir.path().join("journal"))?,
             allocated: Checkpoint::open(self.dir.path(), checkpoint::ALLOCATED)?,
             actuated: Checkpoint::open(self.dir.path(), checkpoint::ACTUATED)?,
             freed: freed_tx,
-            settings: settings(self.dir.path().into()),
+            settings: settings(self.dir.path().into(), self.crash_delay),
             node: Arc::new(ArcSwap::from_pointee(admit_all())),
             host_ips: ArcSwap::from_pointee(vec!["192.0.2.1".to_owned()]),
             runtime_name: ArcSwap::from_pointee("containerd".to_owned()),
@@ -309,8 +328,14 @@ impl Rig {
             runtime: runtime.clone(),
         });
         let stop = CancellationToken::new();
+        let (raw_tx, raw) = mpsc::channel(256);
         let (runtime_tx, runtime_rx) = mpsc::channel(256);
-        tokio::spawn(events::run(runtime, runtime_tx, stop.clone()));
+        tokio::spawn(events::run(runtime.clone(), raw_tx, stop.clone()));
+        let (health_tx, health) = watch::channel(RuntimeHealth::unknown());
+        let network = Network::new(runtime.clone(), Some(self.dir.path()));
+        tokio::spawn(runtime_health::run(runtime.clone(), network, raw, runtime_tx, health_tx, stop.clone()));
+        let policy = rotate::plan::Policy { max_size: self.log_size, max_files: 2, interval: 500_000_000 };
+        tokio::spawn(rotate::run(Rotation { writers: board, runtime, policy, workers: 1 }, stop.clone()));
         let (sources, updates) = mpsc::unbounded_channel();
         let ((objects_tx, objects), (node_tx, node)) = (mpsc::unbounded_channel(), mpsc::channel(1));
         let (questions_tx, questions) = mpsc::channel(4);
@@ -333,6 +358,7 @@ impl Rig {
             _node: node_tx,
             asks,
             questions: questions_tx,
+            health,
             _stop: stop.drop_guard(),
         });
         Ok(())
@@ -343,6 +369,17 @@ impl Rig {
         let (reply, report) = oneshot::channel();
         self.running.as_ref().context("no agent runs")?.asks.send(Ask { dry_run, free, reply }).await?;
         Ok(report.await?)
+    }
+
+    /// Has unused images removed, and what pods left, and does not wait for it.
+    pub(crate) fn begin_gc(&self, free: u64) -> anyhow::Result<()> {
+        let ask = Ask { dry_run: false, free: Some(free), reply: oneshot::channel().0 };
+        Ok(self.running.as_ref().context("no agent runs")?.asks.try_send(ask)?)
+    }
+
+    /// What the node says of its runtime.
+    pub(crate) fn health(&self) -> anyhow::Result<RuntimeHealth> {
+        Ok(self.running.as_ref().context("no agent runs")?.health.borrow().clone())
     }
 
     /// Texts of the events of a pod with this reason.
@@ -390,7 +427,7 @@ impl Rig {
 
     /// The same with hooks.
     pub(crate) fn add_with(&mut self, name: &str, lifecycle: serde_json::Value) -> anyhow::Result<()> {
-        let probe = serde_json::json!({ "exec": { "command": ["true"] }, "periodSeconds": 1 });
+        let probe = serde_json::json!({ "exec": { "command": ["true"] }, "periodSeconds": 1, "timeoutSeconds": 5 });
         let container = serde_json::json!({ "name": "app", "image": IMAGE, "readinessProbe": probe,
             "lifecycle": lifecycle });
         self.add_pod(name, &serde_json::json!({ "containers": [container], "terminationGracePeriodSeconds": 1 }))
@@ -404,6 +441,34 @@ impl Rig {
         }))?);
         self.wanted.insert(name.to_owned(), pod.clone());
         self.tell(SourceUpdate::Upsert(SourceName::Manifests, pod))
+    }
+
+    /// Asks for other resources of a pod's first container.
+    pub(crate) fn resize(&mut self, name: &str, resources: &serde_json::Value) -> anyhow::Result<()> {
+        let mut spec = serde_json::to_value(&self.wanted.get(name).context("no such pod")?.spec)?;
+        spec["containers"][0]["resources"] = resources.clone();
+        self.add_pod(name, &spec)
+    }
+
+    /// Records of pods that the agent has written down.
+    pub(crate) fn records(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.dir.path().join("journal")).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    /// Nothing is wanted any more; waits until nothing of any pod is left in the runtime and in the journal.
+    pub(crate) async fn empty(&mut self) -> anyhow::Result<()> {
+        for name in self.wanted.keys().cloned().collect::<Vec<_>>() {
+            self.remove(&name)?;
+        }
+        eventually(LONG, "nothing to be left", async || {
+            let (sandboxes, containers) = (self.fake.sandboxes(), self.fake.containers());
+            ensure!(sandboxes.is_empty() && containers.is_empty(), "{sandboxes:?} {containers:?}");
+            let records = self.records();
+            ensure!(records.is_empty(), "{records:?}");
+            Ok(())
+        })
+        .await
     }
 
     /// The pod is not wanted any more.
@@ -517,7 +582,7 @@ fn full_disk(_: &std::path::Path) -> std::io::Result<Disk> {
     Ok(Disk { capacity: 100 << 20, available: 10 << 20 })
 }
 
-fn settings(dir: PathBuf) -> Settings {
+fn settings(dir: PathBuf, crash_delay: Duration) -> Settings {
     let logs = dir.join("logs");
     // The look for leftovers wants the directory to be there.
     std::fs::create_dir_all(&logs).expect("a directory in a directory of our own");
@@ -527,7 +592,7 @@ fn settings(dir: PathBuf) -> Settings {
         dns: dns::Settings { cluster_dns: Vec::new(), cluster_domain: String::new() },
         resolv_conf: PathBuf::new(),
         security: security::Settings { seccomp_default: false, seccomp_root: String::new(), masked_paths: Vec::new() },
-        max_crash_delay: 300 * nodelet::pod::lifecycle::SECOND,
+        max_crash_delay: i64::try_from(crash_delay.as_nanos()).unwrap_or(i64::MAX),
         port_mappings: false,
         container_links: None,
         kept_logs: dir.join("kept"),

@@ -23,6 +23,7 @@
 mod containers;
 mod events;
 mod faults;
+mod holes;
 mod image_service;
 mod log;
 mod model;
@@ -42,6 +43,7 @@ use nodelet_proto::cri;
 
 pub use events::EventFault;
 pub use faults::{Fault, Gate, Stage};
+pub use holes::Lack;
 pub use log::LogLine;
 pub use script::{OnTerm, Script};
 pub use shared::{Call, Rpc};

@@ -9,6 +9,9 @@ use anyhow::{Context, ensure};
 use crate::containerd::cni_results;
 use crate::node::Node;
 
+/// Files that `nodelet-cni` keeps.
+const OWN_BOOKS: [&str; 3] = ["lock", "leases.json", "leases.new"];
+
 /// What is left of pods on a node that is to have none: containers and sandboxes, mounts and network namespaces,
 /// directories, cgroups, links, addresses, shims and the agent's own records.
 pub async fn remains_of_pods(node: &Node) -> anyhow::Result<Vec<String>> {
@@ -22,8 +25,7 @@ pub async fn remains_of_pods(node: &Node) -> anyhow::Result<Vec<String>> {
         let entries = fs::read_dir(node.path(directory)).into_iter().flatten().flatten();
         let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
         // host-local and nodelet-cni keep their books beside the leases.
-        let of_pods =
-            names.filter(|name| !name.starts_with("last_reserved_ip") && name != "lock" && name != "leases.json");
+        let of_pods = names.filter(|name| !name.starts_with("last_reserved_ip") && !OWN_BOOKS.contains(&name.as_str()));
         found.extend(of_pods.map(|name| format!("{directory}/{name}")));
     }
     for leases in ["ctrd/cni/data/pods/leases.json", "state/cni/nodelet/leases.json"] {

@@ -13,6 +13,11 @@ impl Random {
         Self(given.unwrap_or_else(|| std::hash::RandomState::new().build_hasher().finish()))
     }
 
+    /// From a number.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
     /// What begins the same row of numbers again.
     pub fn seed(&self) -> u64 {
         self.0

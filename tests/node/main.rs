@@ -3,6 +3,7 @@
 #![allow(clippy::large_futures)]
 
 mod alone;
+mod disk;
 mod garbage;
 mod harness_itself;
 mod kills;
@@ -10,4 +11,5 @@ mod leftovers;
 mod limits;
 mod logs;
 mod look;
+mod restarts;
 mod static_pods;

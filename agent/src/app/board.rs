@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use futures_util::future::BoxFuture;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
@@ -25,6 +25,9 @@ use crate::pod::spec;
 /// Where Services and EndpointSlices are shown from.
 pub type ServiceView = Box<dyn Fn() -> (Vec<Value>, Vec<Value>) + Send + Sync>;
 
+/// What is wrong with the node, as far as the pod half knows.
+pub type Troubles = Box<dyn Fn() -> Vec<String> + Send + Sync>;
+
 /// Pods with their newest statuses.
 type Known = BTreeMap<PodUid, (Arc<Pod>, Arc<PodStatus>)>;
 
@@ -42,6 +45,8 @@ pub struct Board {
     limits: Mutex<BTreeMap<PodUid, Limits>>,
     /// How many these are.
     limited: watch::Sender<usize>,
+    /// Known once the pod half has begun.
+    troubles: OnceLock<Troubles>,
 }
 
 impl Board {
@@ -50,7 +55,12 @@ impl Board {
         let complete = watch::Sender::new(false);
         let limited = watch::Sender::new(0);
         let (pods, ring, limits) = Default::default();
-        Self { pods, ring, listeners, services, log_dir, complete, limits, limited }
+        Self { pods, ring, listeners, services, log_dir, complete, limits, limited, troubles: OnceLock::new() }
+    }
+
+    /// Asks here for what is wrong, from now on. The first who says so is asked.
+    pub fn ask_for_troubles(&self, troubles: Troubles) {
+        let _ = self.troubles.set(troubles);
     }
 
     fn put(&self, pod: &Arc<Pod>, status: &Arc<PodStatus>) {
@@ -190,6 +200,10 @@ impl View for Board {
 
     fn events(&self, uid: &PodUid) -> Vec<Record> {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner).of_pod(uid)
+    }
+
+    fn troubles(&self) -> Vec<String> {
+        self.troubles.get().map(|ask| ask()).unwrap_or_default()
     }
 
     fn log_dir(&self) -> PathBuf {

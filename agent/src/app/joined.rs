@@ -179,6 +179,7 @@ async fn start_pods(
         addresses,
         shutdown,
     })?;
+    board.ask_for_troubles(half.troubles());
     let garbage = garbage::start(config, &half, board.clone(), shutdown);
     follow_addresses(parts, node.node(), machine, Some(half.host_addresses()));
     let period = config.kubelet.status_report;

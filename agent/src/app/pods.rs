@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::board::Troubles;
 use super::facilities::{self, NodeFacilities};
 use super::network::Network;
 use super::{enforce, runtime_health, settings, start_checks};
@@ -162,6 +163,18 @@ impl PodHalf {
     /// What the kubelet API shows: the runtime, probes, the version of cgroups.
     pub fn served(&self) -> (Runtime, Arc<Prober>, u8) {
         (self.runtime(), self.prober.clone(), self.cgroup)
+    }
+
+    /// Tells what is wrong with the runtime and with the agent's own records.
+    pub fn troubles(&self) -> Troubles {
+        let (health, shared) = (self.health.subscribe(), self.shared.clone());
+        Box::new(move || {
+            let health = health.borrow();
+            let runtime = health.runtime_ready.clone().err();
+            // Without a runtime nobody knows about the network.
+            let network = health.network_ready.clone().err().filter(|_| runtime.is_none());
+            runtime.into_iter().chain(network).chain(shared.journal.trouble()).collect()
+        })
     }
 
     /// What all workers share.

@@ -123,8 +123,8 @@ async fn look(runtime: Runtime, network: Network) -> Result<RuntimeHealth, Strin
     let asked = async { tokio::try_join!(runtime.version(), runtime.status()) };
     let answers = tokio::time::timeout(ANSWER_LIMIT, asked).await;
     let (version, status) = match answers {
-        Ok(answers) => answers.map_err(|error| error.to_string())?,
-        Err(_) => return Err(format!("Status: no answer after {ANSWER_LIMIT:?}")),
+        Ok(answers) => answers.map_err(|error| format!("{error}, asked at {}", runtime.socket().display()))?,
+        Err(_) => return Err(format!("Status: no answer after {ANSWER_LIMIT:?} at {}", runtime.socket().display())),
     };
     let mut health = RuntimeHealth::from_cri(&version, &status);
     if let Err(text) = &mut health.network_ready

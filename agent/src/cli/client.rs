@@ -96,6 +96,14 @@ async fn explained(state_dir: &Path, args: &ExplainServiceArgs) -> anyhow::Resul
     fetch(state_dir, &path).await
 }
 
+/// Tells on standard error what is wrong with the node: what was asked for may be as it was before.
+async fn warn_of_troubles(state_dir: &Path) {
+    match fetch::<Vec<String>>(state_dir, "/troubles").await {
+        Ok(troubles) => troubles.iter().for_each(|trouble| eprintln!("warning: {trouble}")),
+        Err(error) => eprintln!("warning: {error:#}"),
+    }
+}
+
 /// `nodelet get`.
 pub async fn get(state_dir: &Path, args: &GetArgs) -> anyhow::Result<ExitCode> {
     let path = match args.kind {
@@ -126,6 +134,7 @@ pub async fn get(state_dir: &Path, args: &GetArgs) -> anyhow::Result<ExitCode> {
         }
         wide => print::table(args.kind, &items, wide.is_some(), crate::pod::shared::now()),
     };
+    warn_of_troubles(state_dir).await;
     std::io::stdout().write_all(out.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -21,6 +21,7 @@ mod inspect;
 pub mod kubelet_api;
 mod lists;
 mod resources;
+mod verify;
 
 pub use inspect::Known;
 
@@ -155,16 +156,15 @@ impl Runtime {
     /// Name and version of the runtime.
     pub async fn version(&self) -> Result<cri::VersionResponse, CriError> {
         let mut client = self.runtime.clone();
-        self.call("Version", async move { client.version(cri::VersionRequest { version: "v1".into() }).await }).await
+        let request = cri::VersionRequest { version: "v1".into() };
+        verify::version(self.call("Version", async move { client.version(request).await }).await?)
     }
 
     /// Conditions, handlers and features of the runtime.
     pub async fn status(&self) -> Result<cri::StatusResponse, CriError> {
         let mut client = self.runtime.clone();
-        self.call_within("Status", Duration::from_secs(30), async move {
-            client.status(cri::StatusRequest { verbose: false }).await
-        })
-        .await
+        let asked = async move { client.status(cri::StatusRequest { verbose: false }).await };
+        verify::status(self.call_within("Status", Duration::from_secs(30), asked).await?)
     }
 
     /// What the runtime says about itself to people who debug it, as texts by name. containerd's `config` is JSON.
@@ -221,8 +221,7 @@ impl Runtime {
         let mut client = self.runtime.clone();
         let request = cri::PodSandboxStatusRequest { pod_sandbox_id: id.to_string(), verbose: false };
         let answer = self.call("PodSandboxStatus", async move { client.pod_sandbox_status(request).await }).await?;
-        let status = answer.status.ok_or(CriError::Malformed { call: "PodSandboxStatus", missing: "status" })?;
-        Ok(convert::sandbox(&status))
+        Ok(convert::sandbox(&verify::sandbox(id.as_str(), answer.status)?))
     }
 
     /// The current state of a container of `sandbox`.
@@ -230,8 +229,7 @@ impl Runtime {
         let mut client = self.runtime.clone();
         let request = cri::ContainerStatusRequest { container_id: id.to_string(), verbose: false };
         let answer = self.call("ContainerStatus", async move { client.container_status(request).await }).await?;
-        let status = answer.status.ok_or(CriError::Malformed { call: "ContainerStatus", missing: "status" })?;
-        Ok(convert::container(&status, sandbox))
+        Ok(convert::container(&verify::container(id.as_str(), answer.status)?, sandbox))
     }
 
     /// Creates and starts a sandbox, network included.
@@ -242,7 +240,7 @@ impl Runtime {
         let answer = self
             .call_within("RunPodSandbox", self.timeout * 2, async move { client.run_pod_sandbox(request).await })
             .await?;
-        Ok(SandboxId::new(answer.pod_sandbox_id))
+        verify::id("RunPodSandbox", answer.pod_sandbox_id).map(SandboxId::new)
     }
 
     /// Stops a sandbox and everything in it, and tears its network down. Idempotent.
@@ -277,7 +275,7 @@ impl Runtime {
         // tonic's future holds both configurations several times over; boxed, its callers stay small.
         let rpc = Box::pin(async move { client.create_container(request).await });
         let answer = self.call("CreateContainer", rpc).await?;
-        Ok(ContainerId::new(answer.container_id))
+        verify::id("CreateContainer", answer.container_id).map(ContainerId::new)
     }
 
     /// Starts a created container.
@@ -328,7 +326,7 @@ impl Runtime {
     pub async fn image_status(&self, image: &str) -> Result<Option<cri::Image>, CriError> {
         let mut client = self.images.clone();
         let request = cri::ImageStatusRequest { image: Some(image_spec(image)), verbose: false };
-        Ok(self.call("ImageStatus", async move { client.image_status(request).await }).await?.image)
+        verify::image(self.call("ImageStatus", async move { client.image_status(request).await }).await?.image)
     }
 
     /// All images on the node.
@@ -350,7 +348,7 @@ impl Runtime {
         let began = Instant::now();
         let answer = client.pull_image(Request::new(request)).await;
         METRICS.runtime.observe("PullImage", began.elapsed(), answer.is_ok());
-        Ok(answer.map_err(|s| failed("PullImage", &s))?.into_inner().image_ref)
+        verify::id("PullImage", answer.map_err(|s| failed("PullImage", &s))?.into_inner().image_ref)
     }
 
     /// Opens the stream of container events. `Unimplemented` before containerd 1.7.

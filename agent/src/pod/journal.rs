@@ -6,13 +6,16 @@
 //! runs any more, so that an old or missing record costs a fresh status and nothing else. A record that cannot be read is
 //! set aside as `*.corrupt` and reported; it never stops the agent.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use serde::{Deserialize, Serialize};
 
 use super::lifecycle::Lifecycle;
+use super::shared::what_to_do;
 use crate::cri::{Known, Nanos};
 use crate::ids::{ContainerId, PodUid, SandboxId};
 use crate::source::SourceName;
@@ -61,6 +64,8 @@ impl Record {
 #[derive(Clone, Debug)]
 pub struct Journal {
     dir: PathBuf,
+    /// Records that could not be written, and why.
+    unwritten: Arc<Mutex<BTreeMap<PodUid, String>>>,
 }
 
 impl Journal {
@@ -73,7 +78,19 @@ impl Journal {
                 std::fs::remove_file(path)?;
             }
         }
-        Ok(Self { dir })
+        Ok(Self { dir, unwritten: Arc::default() })
+    }
+
+    fn unwritten(&self) -> MutexGuard<'_, BTreeMap<PodUid, String>> {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is wrong, when records cannot be written. What they say is in memory as long as the agent runs.
+    pub fn trouble(&self) -> Option<String> {
+        let unwritten = self.unwritten();
+        let error = unwritten.values().next()?;
+        let hint = what_to_do(error).map(|hint| format!("; {hint}")).unwrap_or_default();
+        Some(format!("records of {} pods cannot be written in {}: {error}{hint}", unwritten.len(), self.dir.display()))
     }
 
     /// All records that can be read.
@@ -97,16 +114,24 @@ impl Journal {
             .map_err(io::Error::other)
             .and_then(|bytes| std::fs::write(&temporary, bytes))
             .and_then(|()| std::fs::rename(&temporary, &path));
-        if let Err(error) = &written {
-            tracing::warn!(path = %path.display(), %error, "cannot write the pod journal; trying again in ten seconds");
-            // What could be written of it takes room on a disk that may be full.
-            let _ = std::fs::remove_file(&temporary);
+        match &written {
+            Ok(()) => drop(self.unwritten().remove(uid)),
+            Err(error) => {
+                let before = self.unwritten().insert(uid.clone(), error.to_string());
+                // It is tried again every ten seconds: the same trouble is told once.
+                if before.is_none_or(|before| before != error.to_string()) {
+                    tracing::warn!(path = %path.display(), %error, "cannot write the pod journal; trying again every ten seconds");
+                }
+                // What could be written of it takes room on a disk that may be full.
+                let _ = std::fs::remove_file(&temporary);
+            }
         }
         written.is_ok()
     }
 
     /// Removes a record.
     pub fn remove(&self, uid: &PodUid) {
+        self.unwritten().remove(uid);
         if let Err(error) = std::fs::remove_file(self.path(uid))
             && error.kind() != io::ErrorKind::NotFound
         {
@@ -159,6 +184,20 @@ mod tests {
         assert_eq!(loaded[0].pod.metadata.name.as_deref(), Some("a"));
         journal.remove(&PodUid::new("u-1"));
         assert!(journal.load().is_empty());
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_written_is_a_trouble_until_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path().join("pods")).unwrap();
+        std::fs::remove_dir_all(dir.path().join("pods")).unwrap();
+        assert!(!journal.store(&PodUid::new("u-1"), &record("a")) && !journal.store(&PodUid::new("u-2"), &record("b")));
+        let told = journal.trouble().unwrap();
+        assert!(told.starts_with("records of 2 pods cannot be written in ") && told.contains("No such file"), "{told}");
+        std::fs::create_dir(dir.path().join("pods")).unwrap();
+        assert!(journal.store(&PodUid::new("u-1"), &record("a")));
+        journal.remove(&PodUid::new("u-2"));
+        assert_eq!(journal.trouble(), None);
     }
 
     #[test]

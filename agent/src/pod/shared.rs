@@ -110,8 +110,19 @@ impl Shared {
     /// Emits an event about a pod, or about one of its containers.
     pub fn event(&self, pod: &Pod, container: Option<&str>, kind: EventType, reason: &'static str, message: String) {
         let subject = Subject::Pod { key: spec::key(pod), uid: spec::uid(pod), field_path: field_path(pod, container) };
+        let message = match what_to_do(&message) {
+            Some(hint) if kind == EventType::Warning => format!("{message}; {hint}"),
+            _ => message,
+        };
         self.recorder.emit(Event { subject, kind, reason, message });
     }
+}
+
+/// What people have to do about a trouble that ends by no retry. Texts of the runtime and of plugins say it in words only.
+pub fn what_to_do(message: &str) -> Option<&'static str> {
+    let says = |words: &str| message.to_ascii_lowercase().contains(words);
+    (says("no space left on device") || says("disk quota exceeded"))
+        .then_some("free some space (or inodes) on the file system of that path; it is tried again by itself")
 }
 
 /// `spec.containers{name}` as kubelet writes it.

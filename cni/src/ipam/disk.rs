@@ -1,8 +1,9 @@
 //! Leases in a directory: `DATA_DIR/NETWORK/{lock,leases.json}`.
 //!
 //! The lock file is never replaced, so that `flock` always meets the same inode; the kernel drops the lock when its
-//! holder dies. A write goes to `leases.new`, is synced, and renamed over `leases.json`: a reader sees the old or the new
-//! file. The directory is not synced: losing the rename means losing power, and with it every namespace that a lease was
+//! holder dies. A write goes to `leases.new`, is synced, and takes the place of `leases.json`: a reader sees the old or the
+//! new file. The two change places, and neither becomes smaller, so that a disk that is full does not keep a pod from giving
+//! its address back: without that nothing of the pod could be removed, and the disk stayed full. The directory is not synced: losing the rename means losing power, and with it every namespace that a lease was
 //! for. The first line is a checksum of the rest, because a file system may still hand back a file of zeros or half a
 //! file after a power cut (xfs: <https://xfs.org/index.php/XFS_FAQ>, "why do I see binary NULLs").
 
@@ -11,9 +12,15 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::io::Errno;
 
 use super::{Leases, Store, StoreError};
+
+/// What follows the leases up to the end of a block, or of a file that once held more of them.
+const PADDING: u8 = b'\n';
+/// What disks give out at once; some thirty leases.
+const BLOCK: usize = 4096;
 
 /// The leases of one network, locked while this value lives.
 #[derive(Debug)]
@@ -69,14 +76,32 @@ impl Store for DiskStore {
 
     fn save(&mut self, leases: &Leases) -> Result<(), StoreError> {
         let (path, new) = (self.dir.join("leases.json"), self.dir.join("leases.new"));
-        let write = || {
-            let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-            file.write_all(&encode(leases)?)?;
-            file.sync_data()
-        };
-        write().map_err(io_error("write", &new))?;
-        fs::rename(&new, &path).map_err(io_error("replace", &path))
+        let content = encode(leases).map_err(io_error("encode", &new))?;
+        write(&new, content.clone()).map_err(io_error("write", &new))?;
+        match renameat_with(CWD, &new, CWD, &path, RenameFlags::EXCHANGE) {
+            Ok(()) => {}
+            // The first leases, or a file system that cannot exchange.
+            Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS) => {
+                fs::rename(&new, &path).map_err(io_error("replace", &path))?;
+            }
+            Err(e) => return Err(io_error("replace", &path)(e.into())),
+        }
+        let length = |path: &Path| fs::metadata(path).map_or(0, |found| found.len());
+        if length(&new) < length(&path) {
+            // Room for the next write; without it that one asks for room of its own.
+            let _ = write(&new, content);
+        }
+        Ok(())
     }
+}
+
+/// Writes over what is there: the blocks of a file that does not become larger are there already.
+fn write(path: &Path, mut content: Vec<u8>) -> io::Result<()> {
+    let mut file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    let had = usize::try_from(file.metadata()?.len()).unwrap_or(0);
+    content.resize(content.len().next_multiple_of(BLOCK).max(had), PADDING);
+    file.write_all(&content)?;
+    file.sync_data()
 }
 
 fn encode(leases: &Leases) -> io::Result<Vec<u8>> {
@@ -89,7 +114,7 @@ fn encode(leases: &Leases) -> io::Result<Vec<u8>> {
 fn decode(file: &[u8]) -> Result<Leases, String> {
     let end = file.iter().position(|byte| *byte == b'\n').ok_or("no first line")?;
     let head = std::str::from_utf8(&file[..end]).map_err(|_| "the first line is not text")?;
-    let body = &file[end + 1..];
+    let body = file[end + 1..].trim_ascii_end();
     let expected = format!("nodelet-leases 1 {:016x}", checksum(body));
     if head != expected {
         return Err(format!("first line {head:?}, expected {expected:?}"));

@@ -121,13 +121,33 @@ fn leases_survive_reopening_and_a_second_opener_waits() {
     assert_eq!(all.iter().collect::<std::collections::BTreeSet<_>>().len(), 50);
 }
 
+/// A full disk kept a pod's sandbox, because its address could not be given back; so the disk stayed full.
+#[test]
+fn giving_an_address_back_takes_no_room_on_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = pool(r#""podCIDRs":["10.0.0.0/24"]"#).unwrap();
+    let names = ["leases.json", "leases.new"];
+    let sizes = || names.map(|name| fs::metadata(dir.path().join("pods").join(name)).unwrap().len());
+    for number in 0..40 {
+        add(&mut DiskStore::open(dir.path(), "pods").unwrap(), &pool, number).unwrap();
+        let before = sizes();
+        for turn in 0..2 {
+            let mut store = DiskStore::open(dir.path(), "pods").unwrap();
+            release(&mut store, &owner(number), 0, Vec::new).unwrap();
+            assert_eq!(sizes(), before, "{turn}");
+        }
+        add(&mut DiskStore::open(dir.path(), "pods").unwrap(), &pool, number).unwrap();
+    }
+    assert_eq!(DiskStore::open(dir.path(), "pods").unwrap().load().unwrap().iter().count(), 40);
+}
+
 #[test]
 fn a_torn_file_is_set_aside_and_rebuilt_from_the_routes_of_the_kernel() {
     let pool = pool(r#""podCIDRs":["10.0.0.0/24"]"#).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let given = add(&mut DiskStore::open(dir.path(), "pods").unwrap(), &pool, 1).unwrap();
     let path = dir.path().join("pods/leases.json");
-    let whole = fs::read(&path).unwrap();
+    let whole = fs::read(&path).unwrap().trim_ascii_end().to_vec();
     let routes = || vec![(given[0].parse().unwrap(), host_ifname(&owner(1)))];
     for torn in [&whole[..whole.len() / 2], &[], &vec![0; whole.len()][..], &whole[..whole.len() - 1]] {
         fs::write(&path, torn).unwrap();

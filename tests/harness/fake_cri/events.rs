@@ -20,6 +20,8 @@ pub enum EventFault {
     Duplicate(usize),
     /// So many are held back and sent in the opposite order.
     Reverse(usize),
+    /// So many name neither pod nor container.
+    Blank(usize),
 }
 
 pub(super) type EventStream = Pin<Box<dyn Stream<Item = Result<ContainerEventResponse, Status>> + Send>>;
@@ -29,6 +31,7 @@ struct Disturbance {
     drop: usize,
     duplicate: usize,
     reverse: usize,
+    blank: usize,
     held: Vec<ContainerEventResponse>,
 }
 
@@ -53,6 +56,7 @@ impl Events {
             EventFault::Drop(count) => state.drop = count,
             EventFault::Duplicate(count) => state.duplicate = count,
             EventFault::Reverse(count) => state.reverse = count,
+            EventFault::Blank(count) => state.blank = count,
         }
     }
 
@@ -71,6 +75,9 @@ impl Events {
         } else if state.duplicate > 0 {
             state.duplicate -= 1;
             out.extend([event.clone(), event]);
+        } else if state.blank > 0 {
+            state.blank -= 1;
+            out.push(ContainerEventResponse::default());
         } else {
             out.push(event);
         }

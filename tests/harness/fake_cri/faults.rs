@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tonic::{Code, Status};
 
+use super::holes::Lack;
 use super::shared::{Rpc, lock};
 
 /// When in a call a fault strikes.
@@ -25,6 +26,7 @@ enum Kind {
     Delay(Duration),
     Fail(Code, String),
     Hang(Gate),
+    Lack(Lack),
 }
 
 /// Something that goes wrong with a call.
@@ -55,6 +57,11 @@ impl Fault {
     /// The call does not return until the gate is released.
     pub fn hang(gate: &Gate) -> Self {
         Self::of(Kind::Hang(gate.clone()))
+    }
+
+    /// The call is done, and its answer lacks something.
+    pub fn lack(lack: Lack) -> Self {
+        Self::of(Kind::Lack(lack)).at(Stage::After)
     }
 
     /// Strikes at another stage than [`Stage::Before`].
@@ -136,16 +143,18 @@ impl Faults {
         lock(&self.0).remove(&rpc);
     }
 
-    /// Lets all matching faults happen, in order, until one fails the call.
-    pub(super) async fn strike(&self, rpc: Rpc, stage: Stage, about: &[String]) -> Result<(), Status> {
+    /// Lets all matching faults happen, in order, until one fails the call. Answers what the answer is to lack.
+    pub(super) async fn strike(&self, rpc: Rpc, stage: Stage, about: &[String]) -> Result<Vec<Lack>, Status> {
+        let mut lacks = Vec::new();
         for kind in self.due(rpc, stage, about) {
             match kind {
                 Kind::Delay(time) => tokio::time::sleep(time).await,
                 Kind::Fail(code, message) => return Err(Status::new(code, message)),
                 Kind::Hang(gate) => gate.pass().await,
+                Kind::Lack(lack) => lacks.push(lack),
             }
         }
-        Ok(())
+        Ok(lacks)
     }
 
     /// Takes one strike from each matching fault, up to and including the first failure.

@@ -13,6 +13,7 @@ use tonic::{Response, Status};
 use super::Options;
 use super::events::Events;
 use super::faults::{Faults, Stage};
+use super::holes::Holes;
 use super::model::Model;
 use super::script::Script;
 
@@ -151,7 +152,7 @@ impl Shared {
         work: W,
     ) -> Result<Response<T>, Status>
     where
-        T: Send + 'static,
+        T: Holes + Send + 'static,
         W: Future<Output = Result<T, Status>> + Send + 'static,
     {
         lock(&self.calls).push(Call { rpc, about: about.clone(), at: Instant::now() });
@@ -159,8 +160,9 @@ impl Shared {
         let shared = Arc::clone(self);
         let task = tokio::spawn(async move {
             shared.faults.strike(rpc, Stage::Before, &about).await?;
-            let answer = work.await?;
-            shared.faults.strike(rpc, Stage::After, &about).await?;
+            let mut answer = work.await?;
+            let lacks = shared.faults.strike(rpc, Stage::After, &about).await?;
+            lacks.into_iter().for_each(|lack| answer.lose(lack));
             Ok(Response::new(answer))
         });
         task.await.map_err(|error| Status::internal(format!("the fake failed in {rpc:?}: {error}")))?

@@ -87,7 +87,12 @@ fn found<T>(status: Result<T, CriError>, id: &str, is_doubtful: bool) -> Result<
 /// The list was made before the status: what had ended in the one does not run in the other.
 fn agree_on_container(listed: &cri::Container, view: &ContainerView) -> Result<(), CriError> {
     let had_ended = listed.state() == cri::ContainerState::ContainerExited;
+    let had_begun = listed.state() == cri::ContainerState::ContainerRunning;
     match view.state {
+        ContainerState::Created if had_begun => Err(CriError::Contradiction {
+            id: listed.id.clone(),
+            text: "it is listed as running and its status is older",
+        }),
         ContainerState::Created | ContainerState::Running { .. } if had_ended => Err(CriError::Contradiction {
             id: listed.id.clone(),
             text: "it is listed as ended and its status is older",
@@ -133,9 +138,10 @@ mod tests {
 
     #[test]
     fn a_status_that_is_older_than_the_list_is_no_answer() {
-        use cri::ContainerState::{ContainerExited, ContainerRunning};
+        use cri::ContainerState::{ContainerCreated, ContainerExited, ContainerRunning};
         assert!(agree_on_container(&listed(ContainerExited), &view(ContainerRunning)).is_err());
         assert!(agree_on_container(&listed(ContainerRunning), &view(ContainerExited)).is_ok(), "it ended in between");
+        assert!(agree_on_container(&listed(ContainerRunning), &view(ContainerCreated)).is_err(), "it has begun");
         let not_ready = cri::PodSandbox { state: cri::PodSandboxState::SandboxNotready.into(), ..Default::default() };
         let ready = convert::sandbox(&cri::PodSandboxStatus::default());
         assert!(ready.ready && agree_on_sandbox(&not_ready, &ready).is_err());
