@@ -1,5 +1,7 @@
 //! Sandboxes.
 
+use std::time::{Duration, Instant};
+
 use harness::fake_cri::Script;
 use nodelet_proto::cri::*;
 use tonic::Code;
@@ -94,8 +96,17 @@ pub(crate) async fn sandboxes_are_listed_by_label_state_and_id(rig: Rig) {
     assert_eq!(ids(rig.pods(by_label).await), std::slice::from_ref(&ready.id));
     let state = |state: PodSandboxState| Some(PodSandboxStateValue { state: state as i32 });
     let by_state = PodSandboxFilter { state: state(PodSandboxState::SandboxNotready), ..Default::default() };
-    let not_ready = ids(rig.pods(by_state).await);
-    assert!(not_ready.contains(&stopped.id) && !not_ready.contains(&ready.id), "{not_ready:?}");
+    // containerd 2 answers the stop before it has taken note of the exit.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let not_ready = loop {
+        let listed = ids(rig.pods(by_state.clone()).await);
+        if listed.contains(&stopped.id) {
+            break listed;
+        }
+        assert!(Instant::now() < deadline, "it is not called so: {listed:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(!not_ready.contains(&ready.id), "{not_ready:?}");
     let by_id = PodSandboxFilter { id: ready.id.clone(), ..Default::default() };
     assert_eq!(ids(rig.pods(by_id.clone()).await), std::slice::from_ref(&ready.id));
     let both = PodSandboxFilter { state: state(PodSandboxState::SandboxNotready), ..by_id };
