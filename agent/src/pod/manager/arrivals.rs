@@ -28,6 +28,15 @@ const MESSAGE: &str = "Preempted in order to admit critical pod";
 /// Least time that pods have to go in; kubelet's.
 const LEAST: Duration = Duration::from_secs(10);
 
+/// Most time: a grace may be any number, and a time that no clock has would end the agent.
+const MOST: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// How long to wait for pods with these graces: the longest and a half, as kubelet does.
+fn wait_for(graces: impl Iterator<Item = i64>) -> Duration {
+    let longest = graces.map(|seconds| u64::try_from(seconds).unwrap_or(0)).max().unwrap_or(0);
+    Duration::from_secs(longest.saturating_mul(3) / 2).clamp(LEAST, MOST)
+}
+
 /// A critical pod for which room is being made.
 #[derive(Debug)]
 pub(super) struct Arriving {
@@ -127,8 +136,7 @@ impl Manager {
             let eviction = Eviction { why, message: MESSAGE.to_owned(), grace_seconds: *grace_seconds };
             self.evict(uid, eviction);
         }
-        let longest = going.iter().map(|going| u64::try_from(going.grace_seconds).unwrap_or(0)).max().unwrap_or(0);
-        let wait = LEAST.max(Duration::from_secs(longest.saturating_mul(3) / 2));
+        let wait = wait_for(going.iter().map(|going| going.grace_seconds));
         // Looks at which nobody else has to go do not prolong the wait.
         let has_news = going.iter().any(|going| going.is_victim);
         let until = before.filter(|_| !has_news).map_or_else(|| Instant::now() + wait, |before| before.until);
@@ -178,5 +186,19 @@ impl Manager {
         if !released_at_once {
             self.take_update(&uid, pod);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_is_the_longest_grace_and_a_half_and_never_more_than_a_clock_has() {
+        for (graces, seconds) in [(&[][..], 10), (&[0, 5], 10), (&[30, 20], 45), (&[-1], 10)] {
+            assert_eq!(wait_for(graces.iter().copied()), Duration::from_secs(seconds), "{graces:?}");
+        }
+        let longest = wait_for([i64::MAX].into_iter());
+        assert!(Instant::now().checked_add(longest).is_some());
     }
 }
