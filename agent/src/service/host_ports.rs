@@ -46,6 +46,11 @@ pub fn key(namespace: &str, name: &str, uid: &str) -> ObjectKey {
     ObjectKey::new(namespace, format!("pod {name} {uid}"))
 }
 
+/// The name of the pod that a [`key`] stands for; `None` for that of a Service.
+pub fn pod_name(key: &ObjectKey) -> Option<&str> {
+    key.name.strip_prefix("pod ")?.split_once(' ').map(|(name, _)| name)
+}
+
 /// What the hostPorts of a pod come to on a node with these addresses.
 pub fn desired(ports: &[HostPort], node: &[IpAddr]) -> Desired {
     let claim = |port: &HostPort| Claim {
@@ -58,6 +63,12 @@ pub fn desired(ports: &[HostPort], node: &[IpAddr]) -> Desired {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_gives_back_the_name_of_its_pod_and_a_services_key_none() {
+        assert_eq!(pod_name(&key("shop", "web-1", "u-1")), Some("web-1"));
+        assert_eq!(pod_name(&ObjectKey::new("shop", "pod-web")), None);
+    }
 
     #[test]
     fn a_host_port_is_served_at_its_address_or_at_all_but_loopback() {

@@ -2,31 +2,35 @@
 
 use std::io;
 
-use super::Front;
 use super::index::Ignored;
 use super::refusal::{Part, Refused};
 use super::table::Conflict;
+use super::{Front, host_ports};
 use crate::event::{Event, EventType, Recorder, Subject};
 use crate::ids::ObjectKey;
 
-fn warn(recorder: &Recorder, service: &ObjectKey, reason: &'static str, message: String) {
-    tracing::warn!(%service, "{message}");
-    let subject = Subject::Service { key: service.clone() };
-    recorder.emit(Event { subject, kind: EventType::Warning, reason, message });
+/// The log line is there already.
+fn event(recorder: &Recorder, owner: &ObjectKey, reason: &'static str, message: String) {
+    // A hostPort is a pod's, and an event of a Service of its name would be refused.
+    if host_ports::pod_name(owner).is_none() {
+        let subject = Subject::Service { key: owner.clone() };
+        recorder.emit(Event { subject, kind: EventType::Warning, reason, message });
+    }
 }
 
 /// Parts of an object are left out.
 pub(super) fn ignored(recorder: &Recorder, ignored: Ignored) {
     let Ignored { service, reason, message } = ignored;
-    warn(recorder, &service, reason, message);
+    tracing::warn!(%service, "{message}");
+    event(recorder, &service, reason, message);
 }
 
 /// Somebody else has more right to an address and port.
 pub(super) fn conflict(recorder: &Recorder, conflict: &Conflict) {
     let Conflict { front, winner, loser } = conflict;
     let message = format!("{front} is served for {winner}, which has more right to it, and not for this Service");
-    // Pods with hostPorts are told apart by their names: nobody reads events of a Service that is none.
-    warn(recorder, loser, "AddressConflict", message);
+    tracing::warn!(service = %loser, "{message}");
+    event(recorder, loser, "AddressConflict", message);
 }
 
 /// The kernel does not take something.
@@ -39,9 +43,8 @@ pub(super) fn refused(
 ) {
     let message = format!("the kernel refuses {} ({error}); trying again later", words(front, refused));
     tracing::error!(service = owner.map(tracing::field::display), "{message}");
-    if let Some(key) = owner {
-        let subject = Subject::Service { key: key.clone() };
-        recorder.emit(Event { subject, kind: EventType::Warning, reason: "RefusedByKernel", message });
+    if let Some(owner) = owner {
+        event(recorder, owner, "RefusedByKernel", message);
     }
 }
 
@@ -60,4 +63,24 @@ pub fn words(front: &Front, refused: &Refused) -> String {
     let of = |name: &str, list: String| if list.is_empty() { None } else { Some(format!("{name} {list}")) };
     let all: Vec<_> = [of("endpoints", backends), of("sources", sources)].into_iter().flatten().collect();
     format!("{} of {front}", all.join(" and "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::Protocol;
+
+    /// The API server would not take an event of a Service with a name like that.
+    #[test]
+    fn what_becomes_of_a_host_port_is_no_event_of_a_service() {
+        let (recorder, mut events) = Recorder::new();
+        let front = Front { address: [10, 0, 0, 5].into(), protocol: Protocol::Tcp, port: 80 };
+        let service = ObjectKey::new("shop", "web");
+        for loser in [host_ports::key("shop", "web-1", "u-1"), service.clone()] {
+            conflict(&recorder, &Conflict { front, winner: ObjectKey::new("shop", "other"), loser });
+        }
+        let told = events.try_recv().map(|event| event.subject);
+        assert_eq!(told, Ok(Subject::Service { key: service }));
+        assert!(events.try_recv().is_err());
+    }
 }

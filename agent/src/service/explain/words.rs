@@ -2,11 +2,11 @@
 
 use super::report::FrontKind;
 use crate::ids::ObjectKey;
-use crate::service::Cidr;
 use crate::service::convert::{Port, Unserved};
 use crate::service::index::Rank;
 use crate::service::program::{Element, Verdict};
 use crate::service::walk::Hit;
+use crate::service::{Cidr, host_ports};
 
 pub(super) fn cidrs(cidrs: &[Cidr]) -> String {
     cidrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
@@ -47,10 +47,10 @@ pub(super) fn kind(rank: Rank) -> FrontKind {
     }
 }
 
-/// A Service, or a pod with a hostPort, which the index keeps under a name with spaces.
+/// A Service, or a pod with a hostPort.
 pub(super) fn owner(key: &ObjectKey) -> String {
-    match key.name.strip_prefix("pod ").and_then(|rest| rest.split_once(' ')) {
-        Some((name, _)) => format!("the hostPort of pod {}/{name}", key.namespace),
+    match host_ports::pod_name(key) {
+        Some(name) => format!("the hostPort of pod {}/{name}", key.namespace),
         None => format!("Service {key}"),
     }
 }
