@@ -20,7 +20,7 @@ const DNS: &str = "10.96.0.10";
 
 // The order of fields is the order in which they end: agents before their nodes.
 pub(crate) struct Cluster {
-    _references: Vec<Reference>,
+    references: Vec<Reference>,
     nodes: Vec<Node>,
     _dns: Process,
     pub(crate) plane: ControlPlane,
@@ -42,7 +42,7 @@ impl Cluster {
         let names = arguments.set.nodes();
         let plane = ControlPlane::start(names).await?;
         let dns = start_dns(&plane)?;
-        let mut cluster = Self { _references: Vec::new(), nodes: Vec::new(), _dns: dns, plane };
+        let mut cluster = Self { references: Vec::new(), nodes: Vec::new(), _dns: dns, plane };
         for name in names {
             cluster.add_node(name, arguments).await?;
         }
@@ -70,7 +70,7 @@ impl Cluster {
             format!("clusterDNS: [{DNS}]\nclusterDomain: cluster.local\nmaxPods: 300\nenableSystemLogHandler: true\n");
         match arguments.agent {
             AgentKind::Nodelet => node.run_joined(plane, name)?,
-            AgentKind::Kubelet => self._references.push(Reference::start(&node, plane, name)?),
+            AgentKind::Kubelet => self.references.push(Reference::start(&node, plane, name)?),
         }
         let run = async |words: &[&str]| {
             let done = plane.kubectl(words)?.output()?;

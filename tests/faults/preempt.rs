@@ -39,6 +39,14 @@ fn has_failed(rig: &Rig, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+async fn small_is_told(rig: &Rig) -> anyhow::Result<()> {
+    eventually(LONG, "small to be told", async || {
+        ensure!(!rig.pod_events("small", "Preempting").is_empty(), "nothing is told");
+        Ok(())
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_critical_pod_starts_when_the_pod_that_makes_room_is_gone_and_no_sooner() {
     let slowly = Script::forever().on_term(OnTerm::Exit { code: 0, after_ms: 1500 });
@@ -95,12 +103,7 @@ async fn an_agent_that_is_replaced_while_room_is_made_lets_nobody_else_go() {
     let gate = Gate::new();
     rig.fake.inject(Rpc::StopContainer, Fault::hang(&gate));
     rig.add_pod("critical", &spec(20, CRITICAL, &Script::forever())).unwrap();
-    eventually(LONG, "small to be told", async || {
-        ensure!(!rig.pod_events("small", "Preempting").is_empty(), "nothing is told");
-        Ok(())
-    })
-    .await
-    .unwrap();
+    small_is_told(&rig).await.unwrap();
     rig.restart_agent().unwrap();
     always(Duration::from_secs(2), "nobody else goes and nobody comes", async || {
         ensure!(rig.sandboxes("critical").is_empty(), "it did not wait");
@@ -144,12 +147,7 @@ async fn a_critical_pod_that_is_not_wanted_any_more_never_comes() {
     let slowly = Script::forever().on_term(OnTerm::Exit { code: 0, after_ms: 1500 });
     let mut rig = full_node(&slowly).await.unwrap();
     rig.add_pod("critical", &spec(20, CRITICAL, &Script::forever())).unwrap();
-    eventually(LONG, "small to be told", async || {
-        ensure!(!rig.pod_events("small", "Preempting").is_empty(), "nothing is told");
-        Ok(())
-    })
-    .await
-    .unwrap();
+    small_is_told(&rig).await.unwrap();
     rig.remove("critical").unwrap();
     eventually(LONG, "small to be gone", async || has_failed(&rig, "small")).await.unwrap();
     always(Duration::from_secs(1), "it does not come", async || rig.is_gone("critical")).await.unwrap();

@@ -1,7 +1,6 @@
 //! The pod half over the fake runtime, and what is asked of it after each fault.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,38 +9,36 @@ use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use harness::eventually::eventually;
 use harness::fake_cri::FakeCri;
-use k8s_openapi::api::core::v1::{
-    ConfigMap, Container, PersistentVolume, PersistentVolumeClaim, Pod, PodStatus, Secret,
-};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use nodelet::app::board::Board;
 use nodelet::app::network::Network;
 use nodelet::app::runtime_health;
-use nodelet::cgroup::{PodCgroup, Values};
 use nodelet::cri::{Runtime, events};
 use nodelet::event::{Event, Recorder, Subject};
 use nodelet::garbage::collector::Uses;
 use nodelet::garbage::images::{Disk, Policy};
 use nodelet::garbage::report::Report;
 use nodelet::garbage::{Ask, Collector};
-use nodelet::ids::{ObjectKey, PodUid};
+use nodelet::ids::PodUid;
 use nodelet::logs::rotate::{self, Rotation};
 use nodelet::node::RuntimeHealth;
-use nodelet::objects::{ObjectError, ObjectRef, Objects, ServiceEnv, Token, TokenAsk};
 use nodelet::pod::allocation::checkpoint::{self, Checkpoint};
-use nodelet::pod::facilities::{DiskUsage, Facilities, IdRange, PodVolumes, RuntimeFeatures, StatusSink, SubPath};
-use nodelet::pod::images::{self, Images};
+use nodelet::pod::facilities::StatusSink;
+use nodelet::pod::images::Images;
 use nodelet::pod::journal::Journal;
 use nodelet::pod::manager::census::Question;
 use nodelet::pod::manager::{Inputs, Manager};
 use nodelet::pod::memory::{Eviction, Ousting};
-use nodelet::pod::shared::{self, Settings, Shared};
-use nodelet::pod::{admit, dns, resize, security};
+use nodelet::pod::shared::{self, Shared};
 use nodelet::probe::{self, ExecError, ExecOutcome, Prober};
-use nodelet::quantity::Quantity;
 use nodelet::source::{SourceName, SourceUpdate};
 use nodelet_proto::cri;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+mod surroundings;
+
+use surroundings::{NoObjects, Places, admit_all, pulls, settings};
 
 /// Limit of calls to the runtime; minutes in a real agent.
 pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(1);
@@ -86,144 +83,6 @@ impl Uses for Published {
 
     fn is_complete(&self) -> watch::Receiver<bool> {
         self.1.subscribe()
-    }
-}
-
-/// A node without volumes and cgroups.
-struct Places(PathBuf);
-
-fn ready<'a, T: Send + 'a>(value: T) -> BoxFuture<'a, Result<T, String>> {
-    Box::pin(std::future::ready(Ok(value)))
-}
-
-impl Facilities for Places {
-    fn ensure_volumes<'a>(&'a self, _: &'a Arc<Pod>) -> BoxFuture<'a, Result<PodVolumes, String>> {
-        ready(PodVolumes::default())
-    }
-
-    fn prepare_subpath(&self, _: SubPath) -> BoxFuture<'_, Result<PathBuf, String>> {
-        ready(self.0.clone())
-    }
-
-    fn read_volume_file(&self, _: PathBuf, _: String) -> BoxFuture<'_, Result<String, String>> {
-        Box::pin(std::future::ready(Err("there are no volumes".to_owned())))
-    }
-
-    fn write_etc_hosts<'a>(&'a self, uid: &'a PodUid, _: String) -> BoxFuture<'a, Result<PathBuf, String>> {
-        ready(self.0.join(format!("{uid}-hosts")))
-    }
-
-    fn termination_log<'a>(
-        &'a self,
-        uid: &'a PodUid,
-        container: &'a str,
-        attempt: u32,
-    ) -> BoxFuture<'a, Result<PathBuf, String>> {
-        ready(self.0.join(format!("{uid}-{container}-{attempt}")))
-    }
-
-    fn remove_volumes<'a>(&'a self, _: &'a PodUid) -> BoxFuture<'a, Result<(), String>> {
-        ready(())
-    }
-
-    fn disk_usage<'a>(&'a self, _: &'a PodUid, _: Vec<String>) -> BoxFuture<'a, Result<DiskUsage, String>> {
-        ready(DiskUsage::default())
-    }
-
-    fn volume_refs(&self, _: &Pod) -> Vec<ObjectRef> {
-        Vec::new()
-    }
-
-    fn ensure_cgroup<'a>(&'a self, _: &'a Arc<Pod>) -> BoxFuture<'a, Result<String, String>> {
-        ready("/kubepods".to_owned())
-    }
-
-    fn remove_cgroup<'a>(&'a self, _: &'a Arc<Pod>) -> BoxFuture<'a, Result<(), String>> {
-        ready(())
-    }
-
-    fn existing_pods(&self) -> BoxFuture<'_, Result<BTreeSet<PodUid>, String>> {
-        ready(BTreeSet::new())
-    }
-
-    fn container_resources(&self, _: &Pod, _: &Container) -> cri::LinuxContainerResources {
-        cri::LinuxContainerResources::default()
-    }
-
-    fn sandbox_resources(
-        &self,
-        _: &Pod,
-    ) -> (Option<cri::LinuxContainerResources>, Option<cri::LinuxContainerResources>) {
-        (None, None)
-    }
-
-    fn user_namespace<'a>(&'a self, _: &'a PodUid) -> BoxFuture<'a, Result<IdRange, String>> {
-        Box::pin(std::future::ready(Err("there are no user namespaces".to_owned())))
-    }
-
-    fn runtime_features(&self, _: &str) -> RuntimeFeatures {
-        RuntimeFeatures::default()
-    }
-
-    fn pod_values(&self, _: &Pod) -> Values {
-        Values::default()
-    }
-
-    fn pod_cgroup<'a>(&'a self, _: &'a Arc<Pod>) -> BoxFuture<'a, Result<PodCgroup, String>> {
-        let [cpu_quota, memory_limit] = [i64::MAX; 2];
-        ready(PodCgroup { cpu_shares: 2, cpu_quota, cpu_period: 100_000, memory_limit, memory_usage: 0 })
-    }
-
-    fn write_pod_cgroup<'a>(&'a self, _: &'a Arc<Pod>, _: Values) -> BoxFuture<'a, Result<(), String>> {
-        ready(())
-    }
-
-    fn qos_class(&self, _: &Pod) -> &'static str {
-        "BestEffort"
-    }
-
-    fn allocatable(&self) -> BTreeMap<String, Quantity> {
-        BTreeMap::new()
-    }
-}
-
-struct NoObjects;
-
-fn refused<'a, T: Send + 'a>() -> BoxFuture<'a, Result<T, ObjectError>> {
-    Box::pin(std::future::pending())
-}
-
-impl Objects for NoObjects {
-    fn register(&self, _: &PodUid, _: Vec<ObjectRef>) {}
-
-    fn unregister(&self, _: &PodUid) {}
-
-    fn config_map<'a>(&'a self, _: &'a ObjectKey) -> BoxFuture<'a, Result<Arc<ConfigMap>, ObjectError>> {
-        refused()
-    }
-
-    fn secret<'a>(&'a self, _: &'a ObjectKey) -> BoxFuture<'a, Result<Arc<Secret>, ObjectError>> {
-        refused()
-    }
-
-    fn claim<'a>(&'a self, _: &'a ObjectKey) -> BoxFuture<'a, Result<PersistentVolumeClaim, ObjectError>> {
-        refused()
-    }
-
-    fn persistent_volume<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<PersistentVolume, ObjectError>> {
-        refused()
-    }
-
-    fn token<'a>(&'a self, _: &'a TokenAsk) -> BoxFuture<'a, Result<Token, ObjectError>> {
-        refused()
-    }
-
-    fn services<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<ServiceEnv>, ObjectError>> {
-        Box::pin(std::future::ready(Ok(Vec::new())))
-    }
-
-    fn runtime_handler<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<String, ObjectError>> {
-        refused()
     }
 }
 
@@ -580,48 +439,4 @@ fn is_ready(status: &PodStatus) -> bool {
 /// A disk of 100 MiB of which 10 are left.
 fn full_disk(_: &std::path::Path) -> std::io::Result<Disk> {
     Ok(Disk { capacity: 100 << 20, available: 10 << 20 })
-}
-
-fn settings(dir: PathBuf, crash_delay: Duration) -> Settings {
-    let logs = dir.join("logs");
-    // The look for leftovers wants the directory to be there.
-    std::fs::create_dir_all(&logs).expect("a directory in a directory of our own");
-    Settings {
-        node_name: "node".to_owned(),
-        log_dir: logs,
-        dns: dns::Settings { cluster_dns: Vec::new(), cluster_domain: String::new() },
-        resolv_conf: PathBuf::new(),
-        security: security::Settings { seccomp_default: false, seccomp_root: String::new(), masked_paths: Vec::new() },
-        max_crash_delay: i64::try_from(crash_delay.as_nanos()).unwrap_or(i64::MAX),
-        port_mappings: false,
-        container_links: None,
-        kept_logs: dir.join("kept"),
-        dead_containers: 1,
-        resize: resize::Rules { limited_swap: false },
-    }
-}
-
-fn pulls(dir: PathBuf) -> images::Settings {
-    images::Settings {
-        parallel: 4,
-        rate: (0, 1),
-        policy: images::records::Policy::default(),
-        home: dir.clone(),
-        providers: (dir.clone(), Vec::new()),
-        root_dir: dir,
-    }
-}
-
-fn admit_all() -> admit::Node {
-    let amount = |text: &str| Quantity::parse(text).expect("a quantity");
-    let allocatable = [("cpu", "64"), ("memory", "64Gi"), ("pods", "1000")];
-    admit::Node {
-        name: "node".to_owned(),
-        labels: BTreeMap::new(),
-        taints: Vec::new(),
-        allocatable: allocatable.into_iter().map(|(name, text)| (name.to_owned(), amount(text))).collect(),
-        allowed_unsafe_sysctls: Vec::new(),
-        has_apparmor: false,
-        strict_groups: None,
-    }
 }

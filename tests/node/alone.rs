@@ -1,16 +1,15 @@
 //! The agent alone: one set of scenarios on every combination of runtime and network. The scenarios of one combination share
 //! a node, because starting one costs more than most of them, and each leaves it as the next expects it.
 
-use std::fs;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use harness::containerd::{Cni, Version};
-use harness::eventually::eventually;
-use harness::leak_check::{remains, remains_of_pods};
+use harness::leak_check::remains_of_pods;
 use harness::node::Node;
 
-use crate::look::{LONG, all_ready, web};
+use crate::ending::{nothing_on_the_host, stop_all};
+use crate::look::{all_ready, web};
 
 mod commands;
 mod explain;
@@ -33,10 +32,7 @@ macro_rules! in_order {
 async fn every_scenario(version: Version, cni: Cni) -> anyhow::Result<()> {
     let mut node = Node::alone(version, cni).await?;
     scenarios(&mut node).await.with_context(|| node.logs())?;
-    let name = node.name().to_owned();
-    drop(node);
-    ensure!(remains(&name).is_empty(), "left on the host: {:#?}", remains(&name));
-    Ok(())
+    nothing_on_the_host(node)
 }
 
 async fn scenarios(node: &mut Node) -> anyhow::Result<()> {
@@ -79,16 +75,7 @@ async fn scenarios(node: &mut Node) -> anyhow::Result<()> {
         ensure!(seen.contains(kind), "no {kind} while pods run:\n{seen}");
     }
     ensure!(seen.contains("lease ") || seen.contains("cni/data/pods/10.244.0."), "no lease while pods run:\n{seen}");
-    for manifest in fs::read_dir(node.manifests())? {
-        fs::remove_file(manifest?.path())?;
-    }
-    eventually(LONG, "nothing to be left of pods", async || {
-        let left = remains_of_pods(node).await?;
-        ensure!(left.is_empty(), "{left:#?}");
-        anyhow::Ok(())
-    })
-    .await?;
-    node.agent()?.stop().await
+    stop_all(node, |_| false).await
 }
 
 #[tokio::test]

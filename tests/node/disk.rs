@@ -7,9 +7,9 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 use harness::containerd::{Cni, Version};
 use harness::eventually::eventually;
-use harness::leak_check::{remains, remains_of_pods};
 use harness::node::Node;
 
+use crate::ending::{nothing_on_the_host, stop_all};
 use crate::look::{LONG, all_ready, condition, container_ids, pod, statuses, web};
 
 /// Where the agent writes: pods' directories, its own records, logs of pods.
@@ -109,17 +109,8 @@ async fn scenario(node: &mut Node) -> anyhow::Result<()> {
     same(node, &before)?;
     let log = fs::read_to_string(node.agent()?.log())?;
     ensure!(!log.contains("panicked") && !log.contains("set aside"), "{}", node.agent()?.log_tail());
-    for manifest in fs::read_dir(node.manifests())? {
-        fs::remove_file(manifest?.path())?;
-    }
-    eventually(LONG, "nothing to be left of pods", async || {
-        let mut left = remains_of_pods(node).await?;
-        left.retain(|what| !PLACES.iter().any(|place| *what == format!("mount {}", node.path(place).display())));
-        ensure!(left.is_empty(), "{left:#?}");
-        anyhow::Ok(())
-    })
-    .await?;
-    node.agent()?.stop().await
+    let places = PLACES.map(|place| format!("mount {}", node.path(place).display()));
+    stop_all(node, |what| places.iter().any(|place| place == what)).await
 }
 
 /// The new pod tells which path, and what to do; so does `nodelet get`, of the agent's own records.
@@ -160,7 +151,5 @@ async fn a_full_disk_touches_no_pod_that_runs_and_is_named_with_its_path() {
     let mut node = Node::alone(Version::V2, Cni::ByAgent).await.unwrap();
     let outcome = scenario(&mut node).await;
     outcome.with_context(|| node.logs()).unwrap();
-    let name = node.name().to_owned();
-    drop(node);
-    assert!(remains(&name).is_empty(), "left on the host: {:#?}", remains(&name));
+    nothing_on_the_host(node).unwrap();
 }

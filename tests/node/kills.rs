@@ -9,11 +9,12 @@ use anyhow::{Context, ensure};
 use harness::containerd::{Cni, Version};
 use harness::eventually::eventually;
 use harness::http::Traffic;
-use harness::leak_check::{is_forgotten_by_containerd, remains, remains_of_pods};
+use harness::leak_check::is_forgotten_by_containerd;
 use harness::node::Node;
 use harness::random::Random;
 use k8s_openapi::api::core::v1::Pod;
 
+use crate::ending::{nothing_on_the_host, stop_all};
 use crate::look::{LONG, all_ready, cluster_ip, container_ids, pod, statuses, web};
 
 const KILLS: u32 = 50;
@@ -131,20 +132,11 @@ async fn none_of(node: &Node, names: &[String]) -> anyhow::Result<()> {
 
 /// Stops the rest, and looks at what all the interrupted starts and stops left.
 async fn nothing_stays(node: &mut Node, guests: &Guests) -> anyhow::Result<()> {
-    for manifest in fs::read_dir(node.manifests())? {
-        fs::remove_file(manifest?.path())?;
-    }
-    eventually(LONG, "nothing to be left of pods", async || {
-        let mut left = remains_of_pods(node).await?;
-        left.retain(|what| !is_forgotten_by_containerd(what));
-        ensure!(left.is_empty(), "{left:#?}");
-        anyhow::Ok(())
-    })
-    .await?;
+    stop_all(node, is_forgotten_by_containerd).await?;
     for name in &guests.here {
         ensure!(node.path("out").join(name).exists(), "{name} did not get the time to end");
     }
-    node.agent()?.stop().await
+    Ok(())
 }
 
 async fn fifty_kills(version: Version, cni: Cni) -> anyhow::Result<()> {
@@ -153,10 +145,7 @@ async fn fifty_kills(version: Version, cni: Cni) -> anyhow::Result<()> {
     let mut node = Node::alone(version, cni).await?;
     let outcome = kills(&mut node, &mut random).await;
     outcome.with_context(|| format!("NODELET_TEST_SEED={seed}\n{}", node.logs()))?;
-    let name = node.name().to_owned();
-    drop(node);
-    ensure!(remains(&name).is_empty(), "left on the host: {:#?}", remains(&name));
-    Ok(())
+    nothing_on_the_host(node)
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use harness::eventually::eventually;
 use harness::leak_check::remains_of_pods;
 use harness::node::Node;
 
+use crate::ending::nothing_of_pods;
 use crate::look::{LONG, SHORT, all_ready, container_ids, pod};
 
 /// A node with one Burstable pod, its agent stopped.
@@ -24,13 +25,7 @@ async fn stopped() -> anyhow::Result<Node> {
 }
 
 async fn nothing_is_left(node: &Node) -> anyhow::Result<()> {
-    eventually(LONG, "nothing to be left of pods", async || {
-        let left = remains_of_pods(node).await?;
-        ensure!(left.is_empty(), "{left:#?}");
-        anyhow::Ok(())
-    })
-    .await
-    .with_context(|| node.logs())
+    nothing_of_pods(node, |_| false).await.with_context(|| node.logs())
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 
 mod alone;
 mod disk;
+mod ending;
 mod garbage;
 mod harness_itself;
 mod kills;

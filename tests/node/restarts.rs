@@ -9,11 +9,12 @@ use anyhow::{Context, ensure};
 use harness::containerd::{Cni, Version};
 use harness::eventually::{always, eventually};
 use harness::http::Traffic;
-use harness::leak_check::{is_forgotten_by_containerd, remains, remains_of_pods};
+use harness::leak_check::is_forgotten_by_containerd;
 use harness::node::Node;
 use harness::random::Random;
 use k8s_openapi::api::core::v1::Pod;
 
+use crate::ending::{nothing_on_the_host, stop_all};
 use crate::look::{LONG, all_ready, cluster_ip, condition, container_ids, pod, statuses, web};
 
 const RESTARTS: u32 = 12;
@@ -154,18 +155,8 @@ async fn is_away(node: &mut Node, before: &BTreeMap<&'static str, Steady>) -> an
 }
 
 async fn nothing_stays(node: &mut Node) -> anyhow::Result<()> {
-    for manifest in fs::read_dir(node.manifests())? {
-        fs::remove_file(manifest?.path())?;
-    }
-    eventually(LONG, "nothing to be left of pods", async || {
-        let mut left = remains_of_pods(node).await?;
-        // A containerd that dies between making a network namespace and writing its sandbox down never knows of it again.
-        left.retain(|what| !is_forgotten_by_containerd(what) && !what.contains("/netns/cni-"));
-        ensure!(left.is_empty(), "{left:#?}");
-        anyhow::Ok(())
-    })
-    .await?;
-    node.agent()?.stop().await
+    // A containerd that dies between making a network namespace and writing its sandbox down never knows of it again.
+    stop_all(node, |what| is_forgotten_by_containerd(what) || what.contains("/netns/cni-")).await
 }
 
 async fn restarts_under_load(version: Version, cni: Cni) -> anyhow::Result<()> {
@@ -174,10 +165,7 @@ async fn restarts_under_load(version: Version, cni: Cni) -> anyhow::Result<()> {
     let mut node = Node::alone(version, cni).await?;
     let outcome = restarts(&mut node, &mut random).await;
     outcome.with_context(|| format!("NODELET_TEST_SEED={seed}\n{}", node.logs()))?;
-    let name = node.name().to_owned();
-    drop(node);
-    ensure!(remains(&name).is_empty(), "left on the host: {:#?}", remains(&name));
-    Ok(())
+    nothing_on_the_host(node)
 }
 
 #[tokio::test]

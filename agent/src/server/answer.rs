@@ -4,12 +4,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures_util::{TryStreamExt as _, stream};
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use serde_json::Value;
+use tokio::sync::mpsc;
 
 use super::gate::{Admitted, Full as TooMany};
 use super::route::NoRoute;
@@ -79,6 +81,18 @@ pub fn answer(status: StatusCode, kind: &'static str, content: impl Into<Bytes>)
 /// Text.
 pub fn plain(status: StatusCode, content: impl Into<String>) -> Response<Body> {
     answer(status, "text/plain; charset=utf-8", content.into())
+}
+
+/// An answer that comes in pieces; an error among them breaks it off.
+pub fn streamed<T: Into<Bytes> + Send + 'static>(
+    kind: &'static str,
+    pieces: mpsc::Receiver<std::io::Result<T>>,
+) -> Response<Body> {
+    let pieces = stream::unfold(pieces, |mut rx| async move { rx.recv().await.map(|piece| (piece, rx)) });
+    let frames = pieces.map_ok(|piece| Frame::data(piece.into()));
+    let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
 }
 
 /// JSON.

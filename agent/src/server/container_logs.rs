@@ -1,15 +1,10 @@
 //! `/containerLogs`.
 
-use bytes::Bytes;
-use futures_util::{TryStreamExt as _, stream};
-use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Response, StatusCode};
-use http_body_util::{BodyExt as _, StreamBody};
-use hyper::body::Frame;
+use http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::mpsc;
 
-use super::answer::{Answer, Refusal};
+use super::answer::{Answer, Refusal, streamed};
 use super::handle::Api;
 use super::route::Target;
 use crate::logs::{self, choose};
@@ -36,11 +31,7 @@ impl Api {
         };
         let (tx, rx) = mpsc::channel(1);
         tokio::spawn(logs::read(path, wanted.options, ended, tx));
-        let chunks = stream::unfold(rx, |mut rx| async move { rx.recv().await.map(|chunk| (chunk, rx)) });
-        let frames = chunks.map_ok(|chunk| Frame::data(Bytes::from(chunk)));
-        let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-        Ok(response)
+        Ok(streamed("text/plain", rx))
     }
 }
 

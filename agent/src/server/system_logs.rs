@@ -11,15 +11,11 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
-use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Response, StatusCode};
-use http_body_util::{BodyExt as _, StreamBody};
-use hyper::body::Frame;
+use http::{Response, StatusCode};
 use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
 use tokio::sync::mpsc;
 
-use super::answer::{Answer, Refusal, answer as whole};
+use super::answer::{Answer, Body, Refusal, answer as whole, streamed};
 
 /// Bytes that are read at a time.
 const PIECE: usize = 64 << 10;
@@ -90,7 +86,7 @@ fn percent(name: &str) -> String {
         .collect()
 }
 
-fn file_body(file: File, length: u64) -> Response<super::answer::Body> {
+fn file_body(file: File, length: u64) -> Response<Body> {
     let (tx, rx) = mpsc::channel::<io::Result<Bytes>>(1);
     // A slow reader holds one thread that waits for it; the gate limits how many requests there are.
     tokio::task::spawn_blocking(move || {
@@ -113,16 +109,14 @@ fn file_body(file: File, length: u64) -> Response<super::answer::Body> {
             }
         }
     });
-    let pieces = stream::unfold(rx, |mut rx| async move { rx.recv().await.map(|piece| (piece, rx)) });
-    let frames = pieces.map(|piece| piece.map(Frame::data));
-    let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    response
+    streamed("text/plain; charset=utf-8", rx)
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
+
+    use http_body_util::BodyExt as _;
 
     use super::*;
 

@@ -411,11 +411,16 @@ impl Index {
         all.filter(|(front, _)| service.cluster_ips.iter().any(|own| own.is_ipv6() == front.address.is_ipv6()))
     }
 
+    /// The slices of a Service with their names.
+    fn own_slices(&self, of: &ObjectKey) -> impl Iterator<Item = (&ObjectKey, &Slice)> {
+        let names = self.slices_of.get(of).into_iter().flatten();
+        names.filter_map(|name| Some((name, self.slices.get(name)?)))
+    }
+
     /// Endpoints of a Service port over all slices.
     fn endpoints(&self, key: &ObjectKey, port: &Port) -> Vec<(Endpoint, u16)> {
-        let slices = self.slices_of.get(key).into_iter().flatten().filter_map(|key| self.slices.get(key));
-        slices
-            .flat_map(|slice| {
+        self.own_slices(key)
+            .flat_map(|(_, slice)| {
                 let number = slice.number(port);
                 number.into_iter().flat_map(|number| slice.endpoints.iter().map(move |e| (self.standing(*e), number)))
             })

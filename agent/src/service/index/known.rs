@@ -45,8 +45,7 @@ pub struct Known {
 impl Index {
     /// What is known of a Service. It looks at all others, too, for what they claim.
     pub fn known(&self, key: &ObjectKey) -> Known {
-        let slices = self.slices_of.get(key).into_iter().flatten();
-        let slices = slices.filter_map(|name| Some((name.clone(), self.slices.get(name)?.clone())));
+        let slices = self.own_slices(key).map(|(name, slice)| (name.clone(), slice.clone()));
         let service = self.services.get(key).cloned();
         let desired = if service.is_some() { self.desired(key) } else { Desired::new() };
         let local = self.local_addresses(key);

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Index, Port, Service};
+use super::{Index, Service};
 use crate::service::Front;
 use crate::service::refusal::{Refusals, Refused};
 
@@ -33,14 +33,10 @@ impl Index {
     /// Marks everybody who claims a front.
     fn touch_front(&mut self, front: &Front) {
         let claims = |service: &Service| {
-            let own = || service.cluster_ips.iter().chain(&service.external_ips).chain(&service.ingress_ips);
-            let is_at = |port: &Port| {
-                (port.port == front.port && own().any(|address| *address == front.address))
-                    || (port.node_port == front.port && self.node_addresses.contains(&front.address))
-            };
-            service.ports.iter().any(|port| port.protocol == front.protocol && is_at(port))
+            service.ports.iter().any(|port| self.fronts(service, port).any(|(claimed, _)| claimed == *front))
         };
         let services = self.services.iter().filter(|(_, service)| claims(service)).map(|(key, _)| key);
-        self.dirty.extend(services.chain(self.host_ports.keys()).cloned());
+        let concerned: Vec<_> = services.chain(self.host_ports.keys()).cloned().collect();
+        self.dirty.extend(concerned);
     }
 }

@@ -35,8 +35,8 @@ impl Index {
         if !self.services.contains_key(key) {
             return BTreeSet::new();
         }
-        let slices = self.slices_of.get(key).into_iter().flatten().filter_map(|key| self.slices.get(key));
-        slices.flat_map(|slice| slice.endpoints.iter().filter(|e| e.local).map(|e| e.address)).collect()
+        let endpoints = self.own_slices(key).flat_map(|(_, slice)| &slice.endpoints);
+        endpoints.filter(|e| e.local).map(|e| e.address).collect()
     }
 
     /// Services with a health check port, where that has changed since the last call. Nothing before both lists are
@@ -48,8 +48,8 @@ impl Index {
 
     /// How many ready endpoints of a family a Service has on this node.
     pub fn local_endpoints(&self, key: &ObjectKey, v6: bool) -> usize {
-        let slices = self.slices_of.get(key).into_iter().flatten().filter_map(|key| self.slices.get(key));
-        let local = slices.flat_map(|slice| &slice.endpoints).filter(|e| e.local && e.address.is_ipv6() == v6);
+        let endpoints = self.own_slices(key).flat_map(|(_, slice)| &slice.endpoints);
+        let local = endpoints.filter(|e| e.local && e.address.is_ipv6() == v6);
         let ready = local.filter(|e| self.standing(**e).standing == Standing::Ready).map(|e| e.address);
         ready.collect::<BTreeSet<_>>().len()
     }
