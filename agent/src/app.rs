@@ -24,7 +24,7 @@ use crate::service::{self, ServiceHandle};
 use crate::source::manifest_dir::{self, AloneObjects, ManifestDir};
 use crate::source::static_pods::{self, StaticSource};
 use crate::source::{SourceName, SourceUpdate};
-use crate::{alone, api, task};
+use crate::{alone, api, memory, task};
 
 pub mod addresses;
 pub mod admission;
@@ -123,6 +123,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
 async fn wait(config: &Config, shutdown: &CancellationToken) {
     start_healthz(config, shutdown);
+    tokio::spawn(memory::run(shutdown.clone()));
     tracing::info!(node = %config.node_name, "nodelet is up");
     task::notify::notify(task::notify::READY);
     shutdown.cancelled().await;

@@ -33,6 +33,7 @@
 //! | node allocatable (`app::enforce`), while pods use more than they may | a timer | limits of `kubepods` |
 //! | log rotation ([`logs::rotate`]) | which containers run (`app::board`), sizes of their logs | renamed and compressed files, `ReopenContainerLog` |
 //! | control ([`control::serve`]) | connections on the Unix socket; a task each | answers from the board and from log files |
+//! | spare memory ([`memory`]) | every minute: what the allocator holds and nobody uses | free pages, to the kernel |
 //! | health ([`health::serve`]), up to three | HTTP | what [`health`] lists |
 //! | checks of Services ([`health::checks`]), and one a port and address | HTTP; ports of the index, addresses | 200 or 503 |
 //!
@@ -111,4 +112,5 @@ pub mod volume;
 
 // Wiring.
 pub mod app;
+pub mod memory;
 pub mod task;

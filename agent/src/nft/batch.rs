@@ -11,6 +11,8 @@ const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 const NESTED: u16 = 0x8000;
 const HEADER: usize = 16;
+/// How much of the buffer is kept: more than a change takes. The first batches have megabytes, and the like never comes again.
+const KEPT: usize = 64 << 10;
 
 /// Message types of nf_tables that we send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +44,7 @@ pub enum Message {
 #[must_use]
 pub struct Mark(usize);
 
-/// Messages of one transaction. The buffer is kept over [`Batch::clear`].
+/// Messages of one transaction. A buffer of usual size is kept over [`Batch::clear`].
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     buffer: Vec<u8>,
@@ -61,6 +63,7 @@ impl Batch {
     /// Starts over.
     pub fn clear(&mut self) {
         self.buffer.clear();
+        self.buffer.shrink_to(KEPT);
         self.sequence = 0;
         self.last = 0;
         let mark = self.open(BATCH_BEGIN, REQUEST, 0, 10);

@@ -63,7 +63,8 @@ pub struct Index {
     zone: u16,
     services: HashMap<ObjectKey, Service>,
     slices: HashMap<ObjectKey, Slice>,
-    slices_of: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
+    /// In order; nearly always one.
+    slices_of: HashMap<ObjectKey, Vec<ObjectKey>>,
     dirty: BTreeSet<ObjectKey>,
     listing_services: Option<BTreeSet<ObjectKey>>,
     listing_slices: Option<BTreeSet<ObjectKey>>,
@@ -342,15 +343,21 @@ impl Index {
     }
 
     /// Answers whether it is new.
-    fn put_slice(&mut self, key: ObjectKey, new: Slice) -> bool {
+    fn put_slice(&mut self, key: ObjectKey, mut new: Slice) -> bool {
         if self.slices.get(&key) == Some(&new) {
             return false;
         }
         if self.slices.get(&key).is_some_and(|old| old.service != new.service) {
             self.remove_slice(&key);
         }
+        // One text for each name, however many slices, sets and tables have it.
+        new.service = self.services.get_key_value(&new.service).map_or(new.service, |(known, _)| known.clone());
         self.dirty.insert(new.service.clone());
-        self.slices_of.entry(new.service.clone()).or_default().insert(key.clone());
+        let of = self.slices_of.entry(new.service.clone()).or_default();
+        if let Err(place) = of.binary_search(&key) {
+            of.reserve_exact(1);
+            of.insert(place, key.clone());
+        }
         self.slices.insert(key, new);
         self.settle();
         true
@@ -359,7 +366,7 @@ impl Index {
     fn remove_slice(&mut self, key: &ObjectKey) {
         let Some(slice) = self.slices.remove(key) else { return };
         if let Some(of) = self.slices_of.get_mut(&slice.service) {
-            of.remove(key);
+            of.retain(|other| other != key);
             if of.is_empty() {
                 self.slices_of.remove(&slice.service);
             }

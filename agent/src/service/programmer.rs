@@ -26,6 +26,7 @@ use super::table::Tables;
 use super::{Front, Settings, affinity, conntrack, kernel, notice, sysctls, takeover};
 use crate::event::Recorder;
 use crate::ids::ObjectKey;
+use crate::memory;
 use crate::nft::batch::Batch;
 use crate::nft::listener::Listener;
 use crate::nft::socket::Kernel;
@@ -187,6 +188,10 @@ impl Programmer {
             *status = Status { last_commit, waiting_since: None, error: None, comparisons, repairs, size, refused };
         }
         self.count(is_fresh, began.elapsed());
+        if is_fresh {
+            // The lists have gone by, and all that was made of them is written.
+            memory::give_back();
+        }
         Ok(true)
     }
 
