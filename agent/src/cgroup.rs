@@ -23,6 +23,7 @@ use crate::ids::PodUid;
 
 mod classes;
 mod enforce;
+pub mod figures;
 mod files;
 pub mod hierarchy;
 pub mod huge_pages;
@@ -30,6 +31,7 @@ pub mod memory_qos;
 pub mod name;
 pub mod plan;
 pub mod resources;
+mod survey;
 pub mod swap;
 mod systemd;
 mod v1;
@@ -42,6 +44,7 @@ pub use memory_qos::{MemoryQos, Throttling};
 pub use name::{CgroupName, Driver, InvalidCgroupName};
 pub use plan::{CfsQuota, CgroupVersion, ContainerFacts, PodCgroup, Values};
 pub use resources::{QosClass, ResourceList, qos_class};
+pub use survey::{Place, Surveyed};
 pub use swap::SwapBehavior;
 
 use name::Tree;

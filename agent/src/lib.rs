@@ -57,7 +57,7 @@
 //! | writer (`api::status_writer`), one a pod with work | the newest status | PATCH of the difference, DELETE at the end |
 //! | event sender ([`api::events`]) | `Event` from the recorder, dropped when full | events at the API server |
 //! | heartbeat and lease ([`node`]), apart | facts, runtime health, own Node, timers | POST and PATCH of the Node; the lease |
-//! | kubelet API ([`server::serve`]), a task a connection and one a stream | TLS on 10250; plain on `readOnlyPort`, where asked for | answers from the board, the runtime, log files |
+//! | kubelet API ([`server::serve`]), a task a connection, one a stream, one a pod whose volumes are being measured | TLS on 10250; plain on `readOnlyPort`, where asked for | answers from the board, the runtime, log files, cgroups, volumes |
 //! | network configuration (`app::joined`) | pod CIDRs of the own Node | the conflist, where there is none |
 //! | routes ([`node::routes`]), with our conflist only | all Nodes | routes to other nodes' pod CIDRs |
 //! | images (`app::node_extras`) | a timer | images for the node status |

@@ -41,6 +41,7 @@ pub mod summary;
 mod system_logs;
 pub mod tunnel;
 pub mod usage;
+pub mod volumes;
 
 use cert::Acceptor;
 use gate::{Gate, Ticket};

@@ -48,6 +48,7 @@ mod plan;
 mod remove;
 mod safe_path;
 mod setup;
+pub mod stats;
 mod userns;
 mod variables;
 

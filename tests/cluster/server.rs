@@ -196,6 +196,7 @@ fn raw(plane: &ControlPlane) -> anyhow::Result<()> {
     let written = talker.and_then(|talker| talker["logs"]["usedBytes"].as_u64());
     ensure!(written.is_some_and(|bytes| bytes > 0), "{pod:#}");
     ensure!(summary["node"]["memory"]["workingSetBytes"].as_u64().is_some_and(|bytes| bytes > 0), "{summary:#}");
+    disks_and_system_containers(&summary, pod)?;
     let resource = get("/metrics/resource")?;
     for wanted in [
         "container_cpu_usage_seconds_total{container=\"web\",namespace=\"default\",pod=\"p\"}",
@@ -213,6 +214,21 @@ fn raw(plane: &ControlPlane) -> anyhow::Result<()> {
     let pods: serde_json::Value = serde_json::from_str(&get("/pods")?)?;
     let items = pods["items"].as_array().into_iter().flatten();
     ensure!(items.map(|pod| &pod["metadata"]["name"]).any(|name| name == "p"), "{pods:#}");
+    Ok(())
+}
+
+/// Volumes as they were walked, and what the agent and all pods use by the kernel's own count.
+fn disks_and_system_containers(summary: &serde_json::Value, pod: &serde_json::Value) -> anyhow::Result<()> {
+    let secret = pod["volume"].as_array().and_then(|all| all.iter().find(|volume| volume["name"] == "secret"));
+    let secret = secret.with_context(|| format!("no volume in {pod:#}"))?;
+    for field in ["usedBytes", "capacityBytes", "availableBytes", "inodesUsed"] {
+        ensure!(secret[field].as_u64().is_some_and(|amount| amount > 0), "{field}: {secret:#}");
+    }
+    ensure!(pod["ephemeral-storage"]["usedBytes"].as_u64().is_some_and(|bytes| bytes > 0), "{pod:#}");
+    let system = summary["node"]["systemContainers"].as_array().context("systemContainers")?;
+    let pods = system.iter().find(|one| one["name"] == "pods").with_context(|| format!("{system:#?}"))?;
+    ensure!(pods["memory"]["workingSetBytes"].as_u64().is_some_and(|bytes| bytes > 0), "{pods:#}");
+    ensure!(pods["cpu"]["usageCoreNanoSeconds"].as_u64().is_some_and(|nanos| nanos > 0), "{pods:#}");
     Ok(())
 }
 

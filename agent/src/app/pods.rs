@@ -37,7 +37,8 @@ use crate::volume::{self, Volumes};
 pub struct PodHalf {
     shared: Arc<Shared>,
     prober: Arc<Prober>,
-    cgroup: u8,
+    cgroups: Cgroups,
+    volumes: Volumes,
     probes: mpsc::UnboundedReceiver<PodUid>,
     announced: mpsc::UnboundedReceiver<PodUid>,
     health: watch::Sender<RuntimeHealth>,
@@ -45,6 +46,19 @@ pub struct PodHalf {
     node_changed: (mpsc::Sender<()>, mpsc::Receiver<()>),
     freed: mpsc::UnboundedReceiver<()>,
     questions: (mpsc::Sender<Question>, mpsc::Receiver<Question>),
+}
+
+/// What the kubelet API shows of the pod half.
+#[derive(Clone)]
+pub struct Served {
+    /// The runtime.
+    pub runtime: Runtime,
+    /// Probes.
+    pub prober: Arc<Prober>,
+    /// The cgroup tree.
+    pub cgroups: Cgroups,
+    /// Volumes.
+    pub volumes: Volumes,
 }
 
 /// The addresses that pods show as those of their host.
@@ -85,10 +99,6 @@ impl PodHalf {
         let machine = machine::read(&config.root_dir);
         let hierarchies = cgroup::Hierarchies::detect()?;
         let cgroups = Cgroups::new(settings::cgroups(config, &machine, driver(&runtime).await, &hierarchies))?;
-        let cgroup = match cgroups.version() {
-            cgroup::CgroupVersion::V1 => 1,
-            cgroup::CgroupVersion::V2 => 2,
-        };
         cgroups.ensure_roots().await.context("cannot make the cgroups of pods")?;
         start_checks::warn_of_swap(&machine, &recorder);
         enforce::start(&cgroups, &settings::reserved(config), &recorder, shutdown).await?;
@@ -115,8 +125,8 @@ impl PodHalf {
             runtime,
             objects,
             facilities: Arc::new(NodeFacilities {
-                volumes,
-                cgroups,
+                volumes: volumes.clone(),
+                cgroups: cgroups.clone(),
                 allocatable: super::settings::allocatable(config, &machine),
                 node: node.clone(),
                 health: health.subscribe(),
@@ -140,7 +150,8 @@ impl PodHalf {
             network: Network::new(shared.runtime.clone(), config.cni_conf_dir.as_deref()),
             shared,
             prober,
-            cgroup,
+            cgroups,
+            volumes,
             probes,
             announced,
             health,
@@ -160,9 +171,14 @@ impl PodHalf {
         self.shared.node.clone()
     }
 
-    /// What the kubelet API shows: the runtime, probes, the version of cgroups.
-    pub fn served(&self) -> (Runtime, Arc<Prober>, u8) {
-        (self.runtime(), self.prober.clone(), self.cgroup)
+    /// What the kubelet API shows.
+    pub fn served(&self) -> Served {
+        Served {
+            runtime: self.runtime(),
+            prober: self.prober.clone(),
+            cgroups: self.cgroups.clone(),
+            volumes: self.volumes.clone(),
+        }
     }
 
     /// Tells what is wrong with the runtime and with the agent's own records.

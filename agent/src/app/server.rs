@@ -10,17 +10,18 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::board::Board;
+use super::pods::Served;
 use crate::api::bootstrap::serving;
 use crate::api::client::ApiClient;
+use crate::cgroup::CgroupVersion;
 use crate::config::Config;
-use crate::cri::Runtime;
 use crate::ids::NodeName;
-use crate::probe::Prober;
 use crate::server::cert::{self, Acceptor, Files};
 use crate::server::handle::{self, Api};
 use crate::server::review::Reviewer;
 use crate::server::route::Surface;
-use crate::server::usage::Meter;
+use crate::server::usage::{Meter, Sources};
+use crate::server::volumes::VolumeMeter;
 use crate::server::{self, Door};
 
 /// What the API shows and asks.
@@ -31,8 +32,8 @@ pub struct Parts<'a> {
     pub client: ApiClient,
     /// The own Node, for the names of a requested certificate.
     pub node: watch::Receiver<Option<Arc<Node>>>,
-    /// The runtime, probes, the version of cgroups.
-    pub served: (Runtime, Arc<Prober>, u8),
+    /// The runtime, probes, cgroups and volumes.
+    pub served: Served,
     /// Pods and logs.
     pub board: Arc<Board>,
     /// The node's addresses, for a certificate that is made here.
@@ -79,13 +80,24 @@ pub fn start(parts: Parts<'_>) -> anyhow::Result<()> {
 }
 
 fn api(parts: &Parts<'_>) -> Api {
-    let (config, (runtime, prober, cgroup)) = (parts.config, parts.served.clone());
+    let config = parts.config;
+    let Served { runtime, prober, cgroups, volumes } = parts.served.clone();
     let (settings, node) = (&config.kubelet.server, config.node_name.clone());
     let client = parts.client.kube();
     Api {
         view: parts.board.clone(),
         surface: if settings.debugging { Surface::Full } else { Surface::WithoutDebugging },
-        meter: Meter::new(runtime.clone(), config.root_dir.clone(), config.kubelet.pod_logs_dir.clone()),
+        cgroup: match cgroups.version() {
+            CgroupVersion::V1 => 1,
+            CgroupVersion::V2 => 2,
+        },
+        meter: Meter::new(Sources {
+            runtime: runtime.clone(),
+            root_dir: config.root_dir.clone(),
+            log_dir: config.kubelet.pod_logs_dir.clone(),
+            cgroups,
+            volumes: VolumeMeter::new(Arc::new(volumes), config.kubelet.volume_stats_period),
+        }),
         runtime,
         reviewer: Reviewer::new(client, node.clone(), settings.token_webhook, settings.authorization),
         node,
@@ -98,7 +110,6 @@ fn api(parts: &Parts<'_>) -> Api {
         checkpoint_turn: Semaphore::new(1),
         run_turns: Semaphore::new(handle::RUNS),
         probes: Box::new(move |text| prober.write_figures(text)),
-        cgroup,
         scratch: Mutex::default(),
     }
 }

@@ -29,6 +29,11 @@ impl V1 {
         directories
     }
 
+    /// The directory of a cgroup in the hierarchy of a controller.
+    pub(super) fn directory(&self, controller: &str, path: &str) -> Option<PathBuf> {
+        self.mounts.get(controller).map(|mount| join(mount, path))
+    }
+
     /// The directories that a cgroup of somebody else's lacks, of the hierarchies that values are written to or that count
     /// its processes.
     pub(super) fn missing(&self, path: &str) -> Vec<String> {

@@ -112,6 +112,12 @@ impl Fields {
         self.map.get(name).is_some_and(|node| !node.is_zero())
     }
 
+    /// Whether the field is a duration below zero, such as `-1m`.
+    pub fn is_negative(&self, name: &str) -> bool {
+        let text = self.map.get(name).and_then(|node| text(&node.value()));
+        text.and_then(|text| duration::parse(text.strip_prefix('-')?)).is_some_and(|duration| !duration.is_zero())
+    }
+
     fn take(&mut self, name: &str) -> Option<Node> {
         let node = self.map.remove(name);
         self.seen.insert(name.to_owned(), node.as_ref().map(|n| n.origin.clone()));

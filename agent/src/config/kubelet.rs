@@ -147,6 +147,8 @@ pub struct Kubelet {
     pub shutdown_grace: (Duration, Duration),
     /// Log format and klog verbosity of the file.
     pub logging: Logging,
+    /// How often the files of volumes are counted at most; `None` for never.
+    pub volume_stats_period: Option<Duration>,
 }
 
 /// When container logs are rotated.
@@ -275,7 +277,7 @@ pub struct Logging {
 }
 
 /// Fields that exist and are not read, each with the value that asks for nothing: kubelet's default.
-const UNREAD: [Unread; 44] = [
+const UNREAD: [Unread; 43] = [
     ("syncFrequency", "1m0s"),
     ("fileCheckFrequency", "20s"),
     ("httpCheckFrequency", "20s"),
@@ -283,7 +285,6 @@ const UNREAD: [Unread; 44] = [
     ("staticPodURLHeader", ""),
     ("tlsCurvePreferences", ""),
     ("enableContentionProfiling", "false"),
-    ("volumeStatsAggPeriod", "1m0s"),
     ("kubeletCgroups", ""),
     ("systemCgroups", ""),
     ("cpuManagerPolicy", "none"),
@@ -402,6 +403,7 @@ pub fn read(mut fields: Fields, f: &mut Findings) -> Kubelet {
         server: sections::server(all, f),
         shutdown_grace: sections::shutdown(all, f),
         logging: sections::logging(all, f),
+        volume_stats_period: sections::volume_stats(all, f),
     };
     sections::cross_check(&kubelet, &fields, f);
     resources::cross_check(&kubelet, &fields, f);

@@ -276,6 +276,17 @@ fn tls_names_are_checked_and_ports_that_everybody_may_read_are_warned_of() {
 }
 
 #[test]
+fn a_negative_period_of_volume_figures_switches_them_off_and_zero_is_the_default() {
+    let dir = tempfile::tempdir().unwrap();
+    for (text, period) in [("0s", Some(60)), ("30s", Some(30)), ("-1m", None)] {
+        let (config, warnings) = load(&joined(dir.path(), &format!("volumeStatsAggPeriod: {text}\n"))).unwrap();
+        let expected = period.map(std::time::Duration::from_secs);
+        assert_eq!((config.kubelet.volume_stats_period, warnings.len()), (expected, 0), "{text}");
+    }
+    assert!(load(&joined(dir.path(), "volumeStatsAggPeriod: -often\n")).is_err());
+}
+
+#[test]
 fn thresholds_and_ages_of_images_are_read_and_have_to_go_together() {
     let dir = tempfile::tempdir().unwrap();
     let read =

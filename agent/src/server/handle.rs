@@ -24,6 +24,7 @@ use crate::cri::Runtime;
 use crate::metrics::METRICS;
 use crate::metrics::served::ServerType;
 use crate::metrics::text::{self, Text};
+use crate::volume::stats::Way;
 
 /// Commands of `/run` at once.
 pub const RUNS: usize = 2;
@@ -179,9 +180,12 @@ impl Api {
             }
             Route::Flagz => Ok(plain(StatusCode::OK, healthz::flagz(std::env::args().skip(1)))),
             Route::Summary => {
-                let usage = self.meter.measure().await?;
-                let summary = summary::summary(&self.node, &usage, &self.view.pods(), is_set("only_cpu_and_memory"));
-                Ok(document(&summary))
+                let (pods, only_cpu_and_memory) = (self.view.pods(), is_set("only_cpu_and_memory"));
+                let ways: &[Way] = if only_cpu_and_memory { &[] } else { &[Way::Walk, Way::Ask] };
+                let (usage, disks) = tokio::join!(self.meter.measure(), self.meter.volumes().measure(&pods, ways));
+                let usage = usage?;
+                let seen = summary::Seen { usage: &usage, disks: &disks, pods: &pods, only_cpu_and_memory };
+                Ok(document(&summary::summary(&self.node, seen)))
             }
             Route::Metrics => Ok(self.metrics(|text| self.own_metrics(text))),
             Route::ResourceMetrics => {

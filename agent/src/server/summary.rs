@@ -6,20 +6,40 @@
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Map, Value, json};
 
-use super::usage::{ContainerUsage, Cpu, FileSystem, Interface, Memory, PodUsage, Pressure, Swap, Usage, Waited};
+use super::usage::{
+    ContainerUsage, Cpu, FileSystem, Interface, Memory, PodUsage, Pressure, Swap, SystemUsage, Usage, Waited,
+};
+use super::volumes::{Disks, PodDisk};
+use crate::eviction::limits::local_volumes;
+use crate::ids::PodUid;
 use crate::logs::choose::statuses;
 use crate::pod::spec;
+use crate::volume::stats::VolumeFigures;
 
-/// The summary; with `only_cpu_and_memory` nothing but these.
-pub fn summary(node_name: &str, usage: &Usage, pods: &[Pod], only_cpu_and_memory: bool) -> Value {
-    let node = &usage.node;
+/// What was measured, and the pods that it belongs to.
+#[derive(Clone, Copy)]
+pub struct Seen<'a> {
+    /// Processors, memory, network, disks of the node.
+    pub usage: &'a Usage,
+    /// Volumes.
+    pub disks: &'a Disks,
+    /// Pods.
+    pub pods: &'a [Pod],
+    /// Whether nothing but processors and memory is asked for.
+    pub only_cpu_and_memory: bool,
+}
+
+/// The summary.
+pub fn summary(node_name: &str, seen: Seen<'_>) -> Value {
+    let node = &seen.usage.node;
     let mut out = json!({
         "nodeName": node_name,
         "startTime": node.started,
         "cpu": cpu(&node.cpu),
         "memory": memory(&node.memory),
+        "systemContainers": node.system.iter().map(|system| system_container(system, seen.only_cpu_and_memory)).collect::<Vec<_>>(),
     });
-    if !only_cpu_and_memory {
+    if !seen.only_cpu_and_memory {
         if let Some(found) = &node.swap {
             out["swap"] = swap(found);
         }
@@ -34,52 +54,12 @@ pub fn summary(node_name: &str, usage: &Usage, pods: &[Pod], only_cpu_and_memory
             out["runtime"] = json!({ "imageFs": images, "containerFs": images });
         }
     }
-    let of_pod = |found: &PodUsage| {
-        let pod = pods.iter().find(|pod| spec::uid(pod).as_str() == found.pod.uid);
-        pod_summary(found, pod, usage, only_cpu_and_memory)
-    };
-    json!({ "node": out, "pods": usage.pods.iter().map(of_pod).collect::<Vec<_>>() })
+    json!({ "node": out, "pods": seen.usage.pods.iter().map(|pod| pod_summary(pod, seen)).collect::<Vec<_>>() })
 }
 
-fn pod_summary(found: &PodUsage, pod: Option<&Pod>, usage: &Usage, only_cpu_and_memory: bool) -> Value {
-    let started = pod.and_then(|pod| pod.status.as_ref()?.start_time.clone());
-    let containers = usage.containers.iter().filter(|container| container.pod.uid == found.pod.uid);
-    let containers: Vec<Value> =
-        containers.map(|container| container_summary(container, pod, usage, only_cpu_and_memory)).collect();
-    let mut out = json!({
-        "podRef": { "name": found.pod.name, "namespace": found.pod.namespace, "uid": found.pod.uid },
-        "startTime": started,
-        "containers": containers,
-    });
-    if let Some(found) = &found.cpu {
-        out["cpu"] = cpu(found);
-    }
-    if let Some(found) = &found.memory {
-        out["memory"] = memory(found);
-    }
-    if only_cpu_and_memory {
-        return out;
-    }
-    let time = found.cpu.map_or(usage.node.cpu.time, |cpu| cpu.time);
-    if !found.network.is_empty() {
-        out["network"] = network(&found.network, time);
-    }
-    if let Some(count) = found.processes {
-        out["process_stats"] = json!({ "process_count": count });
-    }
-    let layers = usage.containers.iter().filter(|container| container.pod.uid == found.pod.uid);
-    let used: u64 = layers.map(|one| one.layer.map_or(0, |(bytes, _)| bytes) + one.logs.unwrap_or(0)).sum();
-    out["ephemeral-storage"] = file_system(&usage.node.root, used, time);
-    out
-}
-
-fn container_summary(found: &ContainerUsage, pod: Option<&Pod>, usage: &Usage, only_cpu_and_memory: bool) -> Value {
-    let status = pod.and_then(|pod| statuses(pod).find(|status| status.name == found.name));
-    let running = status.and_then(|status| status.state.as_ref()?.running.as_ref()?.started_at.clone());
-    let mut out = json!({ "name": found.name, "startTime": running });
-    if let Some(found) = &found.cpu {
-        out["cpu"] = cpu(found);
-    }
+/// kubelet, runtime, pods: without disks, which they do not have to themselves.
+fn system_container(found: &SystemUsage, only_cpu_and_memory: bool) -> Value {
+    let mut out = json!({ "name": found.name, "startTime": found.started, "cpu": cpu(&found.cpu) });
     if let Some(found) = &found.memory {
         out["memory"] = memory(found);
     }
@@ -92,9 +72,128 @@ fn container_summary(found: &ContainerUsage, pod: Option<&Pod>, usage: &Usage, o
     if let Some((time, found)) = &found.io {
         out["io"] = json!({ "time": time, "psi": pressure(found) });
     }
-    if let Some(bytes) = found.logs {
+    out
+}
+
+fn pod_summary(found: &PodUsage, seen: Seen<'_>) -> Value {
+    let pod = seen.pods.iter().find(|pod| spec::uid(pod).as_str() == found.pod.uid);
+    let started = pod.and_then(|pod| pod.status.as_ref()?.start_time.clone());
+    let own = || seen.usage.containers.iter().filter(|container| container.pod.uid == found.pod.uid);
+    let containers: Vec<Value> = own().map(|container| container_summary(container, pod, seen)).collect();
+    let mut out = json!({
+        "podRef": { "name": found.pod.name, "namespace": found.pod.namespace, "uid": found.pod.uid },
+        "startTime": started,
+        "containers": containers,
+    });
+    if let Some(found) = &found.cpu {
+        out["cpu"] = cpu(found);
+    }
+    if let Some(found) = &found.memory {
+        out["memory"] = memory(found);
+    }
+    if seen.only_cpu_and_memory {
+        return out;
+    }
+    let time = found.cpu.map_or(seen.usage.node.cpu.time, |cpu| cpu.time);
+    if !found.network.is_empty() {
+        out["network"] = network(&found.network, time);
+    }
+    if let Some(count) = found.processes {
+        out["process_stats"] = json!({ "process_count": count });
+    }
+    let swaps = own().filter_map(|container| container.swap);
+    if let Some(sum) = swaps.reduce(|a, b| Swap {
+        time: a.time.max(b.time),
+        used: a.used + b.used,
+        available: Some(a.available.unwrap_or(0) + b.available.unwrap_or(0)),
+    }) {
+        out["swap"] = swap(&sum);
+    }
+    let disk = seen.disks.get(&PodUid::new(&found.pod.uid));
+    if let (Some(pod), Some(disk)) = (pod, disk.filter(|disk| !disk.volumes.is_empty())) {
+        out["volume"] = volumes(pod, disk);
+    }
+    out["ephemeral-storage"] = ephemeral_storage(&own().collect::<Vec<_>>(), pod, disk, &seen.usage.node.root, time);
+    out
+}
+
+/// Volumes of a pod, each with the claim behind it.
+fn volumes(pod: &Pod, disk: &PodDisk) -> Value {
+    let claims = claims(pod);
+    let one = |(name, (time, found)): (&String, &(jiff::Timestamp, VolumeFigures))| {
+        let mut out = json!({
+            "time": time,
+            "name": name,
+            "availableBytes": found.available,
+            "capacityBytes": found.capacity,
+            "usedBytes": found.used,
+            "inodes": found.inodes,
+            "inodesFree": found.inodes_free,
+            "inodesUsed": found.inodes_used,
+        });
+        if let Some((_, claim)) = claims.iter().find(|(volume, _)| volume == name) {
+            out["pvcRef"] = json!({ "name": claim, "namespace": pod.metadata.namespace });
+        }
+        out
+    };
+    disk.volumes.iter().map(one).collect()
+}
+
+/// Volumes with a claim behind them, and its name.
+pub fn claims(pod: &Pod) -> Vec<(&str, String)> {
+    let volumes = spec::spec(pod).volumes.iter().flatten();
+    let claim = |volume: &k8s_openapi::api::core::v1::Volume| match &volume.persistent_volume_claim {
+        Some(claim) => Some(claim.claim_name.clone()),
+        None => volume.ephemeral.as_ref().map(|_| format!("{}-{}", spec::key(pod).name, volume.name)),
+    };
+    volumes.filter_map(|volume| Some((volume.name.as_str(), claim(volume)?))).collect()
+}
+
+/// What a pod takes of the node's disk: layers, logs, its volumes there and the hosts file.
+fn ephemeral_storage(
+    containers: &[&ContainerUsage],
+    pod: Option<&Pod>,
+    disk: Option<&PodDisk>,
+    root: &FileSystem,
+    time: jiff::Timestamp,
+) -> Value {
+    let layers = containers.iter().filter_map(|container| container.layer);
+    let logs = containers.iter().filter_map(|container| container.logs);
+    let local = pod.map(local_volumes).unwrap_or_default();
+    let volumes = local.iter().filter_map(|(name, _)| disk?.volumes.get(name));
+    let volumes = volumes.map(|(_, found)| (found.used, found.inodes_used));
+    let hosts = disk.and_then(|disk| disk.hosts).map(|bytes| (bytes, 1));
+    let all = layers.chain(logs).chain(volumes).chain(hosts);
+    let (bytes, inodes) = all.fold((0, 0), |sum, (bytes, inodes)| (sum.0 + bytes, sum.1 + inodes));
+    let mut out = file_system(root, bytes, time);
+    out["inodesUsed"] = inodes.into();
+    out
+}
+
+fn container_summary(found: &ContainerUsage, pod: Option<&Pod>, seen: Seen<'_>) -> Value {
+    let usage = seen.usage;
+    let status = pod.and_then(|pod| statuses(pod).find(|status| status.name == found.name));
+    let running = status.and_then(|status| status.state.as_ref()?.running.as_ref()?.started_at.clone());
+    let mut out = json!({ "name": found.name, "startTime": running });
+    if let Some(found) = &found.cpu {
+        out["cpu"] = cpu(found);
+    }
+    if let Some(found) = &found.memory {
+        out["memory"] = memory(found);
+    }
+    if seen.only_cpu_and_memory {
+        return out;
+    }
+    if let Some(found) = &found.swap {
+        out["swap"] = swap(found);
+    }
+    if let Some((time, found)) = &found.io {
+        out["io"] = json!({ "time": time, "psi": pressure(found) });
+    }
+    if let Some((bytes, files)) = found.logs {
         let time = found.cpu.map_or(usage.node.cpu.time, |cpu| cpu.time);
         out["logs"] = file_system(&usage.node.root, bytes, time);
+        out["logs"]["inodesUsed"] = files.into();
     }
     if let Some((bytes, inodes)) = found.layer {
         let time = found.cpu.map_or(usage.node.cpu.time, |cpu| cpu.time);
@@ -180,67 +279,4 @@ fn file_system(found: &FileSystem, used: u64, time: jiff::Timestamp) -> Value {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::usage::PodName;
-    use super::*;
-
-    fn usage() -> Usage {
-        let pod = PodName { namespace: "n".into(), name: "p".into(), uid: "u".into() };
-        let cpu = Cpu { total: 5, ..Cpu::default() };
-        let container = ContainerUsage {
-            name: "c".into(),
-            pod: pod.clone(),
-            cpu: Some(cpu),
-            layer: Some((7, 1)),
-            logs: Some(30),
-            ..ContainerUsage::default()
-        };
-        let network = vec![Interface { name: "eth0".into(), received: (1, 0), sent: (2, 0) }];
-        Usage {
-            pods: vec![PodUsage { pod, network, ..PodUsage::default() }],
-            containers: vec![container],
-            ..Usage::default()
-        }
-    }
-
-    #[test]
-    fn what_was_not_measured_is_left_out() {
-        let found = summary("node", &usage(), &[], false);
-        let container = &found["pods"][0]["containers"][0];
-        assert_eq!(container["cpu"]["usageCoreNanoSeconds"], 5);
-        assert!(container["cpu"].get("usageNanoCores").is_none());
-        assert!(container.get("memory").is_none());
-        assert_eq!(container["rootfs"]["usedBytes"], 7);
-        assert_eq!(container["logs"]["usedBytes"], 30);
-        assert_eq!(found["pods"][0]["ephemeral-storage"]["usedBytes"], 37);
-        assert_eq!(found["pods"][0]["network"]["interfaces"][0]["txBytes"], 2);
-        assert_eq!(found["node"]["nodeName"], "node");
-    }
-
-    #[test]
-    fn swap_and_pressure_are_shown_where_they_were_measured() {
-        let mut usage = usage();
-        let some = Waited { total: 5, average: [125, 7, 0] };
-        let measured = Pressure { some, full: Waited::default() };
-        usage.node.io = Some((jiff::Timestamp::UNIX_EPOCH, measured));
-        usage.node.memory.pressure = Some(measured);
-        usage.containers[0].swap = Some(Swap { used: 9, ..Swap::default() });
-        let found = summary("node", &usage, &[], false);
-        assert_eq!(
-            found["node"]["io"]["psi"]["some"],
-            json!({ "total": 5, "avg10": 1.25, "avg60": 0.07, "avg300": 0.0 })
-        );
-        assert_eq!(found["node"]["memory"]["psi"]["full"]["total"], 0);
-        assert_eq!(found["pods"][0]["containers"][0]["swap"]["swapUsageBytes"], 9);
-        assert!(found["node"].get("swap").is_none(), "a node without swap has no zero");
-        assert!(found["node"]["cpu"].get("psi").is_none());
-    }
-
-    #[test]
-    fn cpu_and_memory_alone_when_asked_for() {
-        let found = summary("node", &usage(), &[], true);
-        assert!(found["node"].get("fs").is_none());
-        assert!(found["pods"][0].get("network").is_none());
-        assert!(found["pods"][0]["containers"][0].get("rootfs").is_none());
-    }
-}
+mod tests;

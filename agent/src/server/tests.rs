@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use futures_util::future::BoxFuture;
 use http::{Method, StatusCode};
 use k8s_openapi::api::core::v1::Pod;
 use rustls::pki_types::ServerName;
@@ -15,11 +16,13 @@ use super::*;
 use crate::api::client::ApiClient;
 use crate::api::kubeconfig;
 use crate::api::tls::{self, CertSlot, Trust};
+use crate::cgroup;
 use crate::config::kubelet::{Authorization, TlsOptions};
 use crate::control::View;
 use crate::cri::Runtime;
 use crate::event::ring::Record;
 use crate::ids::PodUid;
+use crate::volume::stats::{PodFigures, Way};
 
 mod floods;
 mod rights;
@@ -48,6 +51,34 @@ impl View for NoPods {
     }
 }
 
+fn meter(runtime: Runtime) -> usage::Meter {
+    struct NoVolumes;
+    impl volumes::Measures for NoVolumes {
+        fn figures(&self, _: PodUid, _: Vec<(String, Way)>) -> BoxFuture<'static, Result<PodFigures, String>> {
+            Box::pin(async { Ok(PodFigures::default()) })
+        }
+    }
+    let settings = cgroup::Settings {
+        driver: cgroup::Driver::Cgroupfs,
+        cgroup_root: "/".into(),
+        qos_cgroups: false,
+        cfs_quota: cgroup::CfsQuota::Off,
+        pids_limit: None,
+        allocatable: Default::default(),
+        memory_capacity: 0,
+        swap: cgroup::SwapBehavior::NoSwap,
+        memory_qos: cgroup::MemoryQos::Off,
+        single_process_oom_kill: false,
+    };
+    usage::Meter::new(usage::Sources {
+        runtime,
+        root_dir: "/".into(),
+        log_dir: "/".into(),
+        cgroups: cgroup::Cgroups::new(settings).unwrap(),
+        volumes: volumes::VolumeMeter::new(Arc::new(NoVolumes), None),
+    })
+}
+
 fn api(authorization: Authorization, server: SocketAddr) -> Api {
     let text = format!(
         "current-context: c\ncontexts: [{{name: c, context: {{cluster: k}}}}]\n\
@@ -60,7 +91,7 @@ fn api(authorization: Authorization, server: SocketAddr) -> Api {
         node: "n".into(),
         view: Arc::new(NoPods),
         surface: route::Surface::Full,
-        meter: usage::Meter::new(runtime.clone(), "/".into(), "/".into()),
+        meter: meter(runtime.clone()),
         runtime,
         reviewer: review::Reviewer::new(client, "n".into(), Some(Duration::from_secs(60)), authorization),
         anonymous: false,

@@ -10,14 +10,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use nodelet_proto::cri;
 
-use crate::cri::{CriError, Runtime, labels};
+use super::volumes::VolumeMeter;
+use crate::cgroup::Cgroups;
+pub use crate::cgroup::figures::{Pressure, Waited};
+use crate::cri::{CriError, Runtime};
 
+mod convert;
 mod node;
+mod system;
 
 pub(super) use node::file_system;
 use node::read_node;
+pub use system::SystemUsage;
 
 /// So long a measurement is good for others.
 const SHARED: Duration = Duration::from_secs(1);
@@ -33,24 +38,6 @@ pub struct Cpu {
     pub rate: Option<u64>,
     /// How long tasks waited for it.
     pub pressure: Option<Pressure>,
-}
-
-/// How long tasks waited for a resource (PSI), where the kernel and the runtime tell.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pressure {
-    /// All tasks at once.
-    pub full: Waited,
-    /// At least one.
-    pub some: Waited,
-}
-
-/// Time waited.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Waited {
-    /// Nanoseconds since the beginning.
-    pub total: u64,
-    /// Of the last 10, 60 and 300 seconds, in hundredths of a percent: the kernel's precision.
-    pub average: [u32; 3],
 }
 
 /// Memory, in bytes.
@@ -128,8 +115,8 @@ pub struct ContainerUsage {
     pub io: Option<(Timestamp, Pressure)>,
     /// Bytes and inodes of its writable layer.
     pub layer: Option<(u64, u64)>,
-    /// Bytes of its log files.
-    pub logs: Option<u64>,
+    /// Bytes of its log files, and how many there are.
+    pub logs: Option<(u64, u64)>,
 }
 
 /// Whose usage it is.
@@ -183,6 +170,8 @@ pub struct NodeUsage {
     pub processes: (u64, u64),
     /// Processors.
     pub cpus: usize,
+    /// The agent, the runtime and all pods, as far as they have cgroups.
+    pub system: Vec<SystemUsage>,
 }
 
 /// Everything, at one moment.
@@ -196,11 +185,24 @@ pub struct Usage {
     pub containers: Vec<ContainerUsage>,
 }
 
+/// What is measured.
+pub struct Sources {
+    /// The runtime.
+    pub runtime: Runtime,
+    /// kubelet's directory, for its file system.
+    pub root_dir: PathBuf,
+    /// Logs of pods.
+    pub log_dir: PathBuf,
+    /// The cgroup tree.
+    pub cgroups: Cgroups,
+    /// Volumes.
+    pub volumes: VolumeMeter,
+}
+
 /// Measures.
 pub struct Meter {
-    runtime: Runtime,
-    root_dir: PathBuf,
-    log_dir: PathBuf,
+    sources: Sources,
+    system: system::Places,
     /// Total and time of the last measurement, by id; the node is the empty one.
     last: Mutex<HashMap<String, (u64, Timestamp)>>,
     /// The newest measurement; held while one is made.
@@ -208,9 +210,15 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// A meter for a runtime, for the file system of `root_dir`, and for the logs in `log_dir`.
-    pub fn new(runtime: Runtime, root_dir: PathBuf, log_dir: PathBuf) -> Self {
-        Self { runtime, root_dir, log_dir, last: Mutex::default(), newest: tokio::sync::Mutex::default() }
+    /// A meter that has measured nothing yet.
+    pub fn new(sources: Sources) -> Self {
+        let (last, newest) = Default::default();
+        Self { sources, system: system::Places::new(Timestamp::now()), last, newest }
+    }
+
+    /// The meter of volumes.
+    pub fn volumes(&self) -> &VolumeMeter {
+        &self.sources.volumes
     }
 
     /// Everything as it was within the last second. One measurement is made at a time, and who waited for it shares it: ten
@@ -227,31 +235,38 @@ impl Meter {
     }
 
     async fn measure_now(&self) -> Result<Usage, CriError> {
-        let (containers, sandboxes, images) =
-            tokio::join!(self.runtime.container_stats(), self.runtime.sandbox_stats(), self.runtime.image_fs());
-        let mut containers: Vec<_> = containers?.into_iter().map(container).collect();
+        let Sources { runtime, root_dir, log_dir, cgroups, .. } = &self.sources;
+        let (containers, sandboxes, images, system) = tokio::join!(
+            runtime.container_stats(),
+            runtime.sandbox_stats(),
+            runtime.image_fs(),
+            self.system.measure(cgroups, runtime.socket())
+        );
+        let mut containers: Vec<_> = containers?.into_iter().map(convert::container).collect();
         for container in &mut containers {
             let PodName { namespace, name, uid } = &container.pod;
-            let directory = self.log_dir.join(format!("{namespace}_{name}_{uid}")).join(&container.name);
+            let directory = log_dir.join(format!("{namespace}_{name}_{uid}")).join(&container.name);
             container.logs = bytes_of_files(&directory);
         }
         // An old runtime does not know sandboxes' usage: pods are then the sums of their containers.
         let mut pods: Vec<_> = match sandboxes {
-            Ok(sandboxes) => sandboxes.into_iter().map(sandbox).collect(),
+            Ok(sandboxes) => sandboxes.into_iter().map(convert::sandbox).collect(),
             Err(error) => {
                 tracing::debug!(%error, "no usage of sandboxes");
                 Vec::new()
             }
         };
         add_sums(&mut pods, &containers);
-        let mut node = read_node(&self.root_dir);
+        let mut node = NodeUsage { system, ..read_node(root_dir) };
         node.images = images.unwrap_or_default().into_iter().next().map(|found| {
             let mountpoint = found.fs_id.map(|id| id.mountpoint).unwrap_or_default();
             (file_system(Path::new(&mountpoint)), found.used_bytes.map_or(0, |value| value.value))
         });
         let cpus = containers.iter_mut().map(|c| (&c.id, &mut c.cpu));
         let cpus = cpus.chain(pods.iter_mut().map(|p| (&p.id, &mut p.cpu)));
-        self.rates(cpus.filter_map(|(id, cpu)| Some((id.as_str(), cpu.as_mut()?))).chain([("", &mut node.cpu)]));
+        let system = node.system.iter_mut().map(|system| (system.name, &mut system.cpu));
+        let all = cpus.filter_map(|(id, cpu)| Some((id.as_str(), cpu.as_mut()?))).chain(system);
+        self.rates(all.chain([("", &mut node.cpu)]));
         Ok(Usage { node, pods, containers })
     }
 
@@ -275,100 +290,11 @@ fn rate(before: (u64, Timestamp), now: (u64, Timestamp)) -> Option<u64> {
     u64::try_from(used * 1_000_000_000 / nanos).ok()
 }
 
-fn pod_name(labels: &HashMap<String, String>) -> PodName {
-    let label = |name: &str| labels.get(name).cloned().unwrap_or_default();
-    PodName { namespace: label(labels::POD_NAMESPACE), name: label(labels::POD_NAME), uid: label(labels::POD_UID) }
-}
-
-fn time(nanos: i64) -> Timestamp {
-    Timestamp::from_nanosecond(i128::from(nanos)).unwrap_or_default()
-}
-
-fn number(value: Option<cri::UInt64Value>) -> u64 {
-    value.map_or(0, |value| value.value)
-}
-
-fn pressure(stats: cri::PsiStats) -> Pressure {
-    let waited = |data: Option<cri::PsiData>| {
-        let data = data.unwrap_or_default();
-        // A share of time: 0 to 100 percent.
-        let hundredths = |percent: f64| (percent.clamp(0.0, 100.0) * 100.0).round() as u32;
-        Waited { total: data.total, average: [data.avg10, data.avg60, data.avg300].map(hundredths) }
-    };
-    Pressure { full: waited(stats.full), some: waited(stats.some) }
-}
-
-fn cpu(usage: cri::CpuUsage) -> Cpu {
-    let rate = usage.usage_nano_cores.map(|value| value.value).filter(|rate| *rate > 0);
-    let pressure = usage.psi.map(pressure);
-    Cpu { time: time(usage.timestamp), total: number(usage.usage_core_nano_seconds), rate, pressure }
-}
-
-fn memory(usage: cri::MemoryUsage) -> Memory {
-    Memory {
-        time: time(usage.timestamp),
-        working_set: number(usage.working_set_bytes),
-        usage: number(usage.usage_bytes),
-        rss: number(usage.rss_bytes),
-        available: usage.available_bytes.map(|value| value.value).filter(|left| *left > 0),
-        faults: (number(usage.page_faults), number(usage.major_page_faults)),
-        pressure: usage.psi.map(pressure),
-    }
-}
-
-/// A runtime on a node without swap answers with nothing in it.
-fn swap(usage: cri::SwapUsage) -> Option<Swap> {
-    let available = usage.swap_available_bytes.map(|value| value.value);
-    Some(Swap { time: time(usage.timestamp), used: usage.swap_usage_bytes?.value, available })
-}
-
-fn container(stats: cri::ContainerStats) -> ContainerUsage {
-    let attributes = stats.attributes.unwrap_or_default();
-    let layer = stats.writable_layer.map(|layer| (number(layer.used_bytes), number(layer.inodes_used)));
-    ContainerUsage {
-        name: attributes.labels.get(labels::CONTAINER_NAME).cloned().unwrap_or_default(),
-        pod: pod_name(&attributes.labels),
-        id: attributes.id,
-        cpu: stats.cpu.map(cpu),
-        memory: stats.memory.map(memory),
-        swap: stats.swap.and_then(swap),
-        io: stats.io.and_then(|io| Some((time(io.timestamp), pressure(io.psi?)))),
-        layer,
-        logs: None,
-    }
-}
-
-/// Bytes of the files in a directory; `None` when it cannot be listed. Nothing is opened or followed.
-fn bytes_of_files(directory: &Path) -> Option<u64> {
+/// Bytes and number of the files in a directory; `None` when it cannot be listed. Nothing is opened or followed.
+fn bytes_of_files(directory: &Path) -> Option<(u64, u64)> {
     let files = std::fs::read_dir(directory).ok()?.flatten();
-    Some(files.filter_map(|file| file.metadata().ok()).filter(std::fs::Metadata::is_file).map(|file| file.len()).sum())
-}
-
-fn sandbox(stats: cri::PodSandboxStats) -> PodUsage {
-    let attributes = stats.attributes.unwrap_or_default();
-    let linux = stats.linux.unwrap_or_default();
-    let network = linux.network.unwrap_or_default();
-    let interfaces = network.default_interface.into_iter().chain(network.interfaces);
-    let interface = |usage: cri::NetworkInterfaceUsage| Interface {
-        name: usage.name,
-        received: (number(usage.rx_bytes), number(usage.rx_errors)),
-        sent: (number(usage.tx_bytes), number(usage.tx_errors)),
-    };
-    let mut network: Vec<Interface> = Vec::new();
-    for found in interfaces.map(interface) {
-        // Some runtimes list the default interface a second time.
-        if !network.iter().any(|known| known.name == found.name) {
-            network.push(found);
-        }
-    }
-    PodUsage {
-        pod: pod_name(&attributes.labels),
-        id: attributes.id,
-        cpu: linux.cpu.map(cpu),
-        memory: linux.memory.map(memory),
-        network,
-        processes: linux.process.and_then(|process| process.process_count).map(|count| count.value),
-    }
+    let files = files.filter_map(|file| file.metadata().ok()).filter(std::fs::Metadata::is_file);
+    Some(files.fold((0, 0), |(bytes, count), file| (bytes + file.len(), count + 1)))
 }
 
 /// Pods without figures of their own get the sums of their containers.
@@ -421,7 +347,7 @@ mod tests {
         std::fs::write(dir.path().join("0.log"), [0; 7]).unwrap();
         std::fs::write(dir.path().join("0.log.20260101-000000.gz"), [0; 5]).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join("1.log")).unwrap();
-        assert_eq!(bytes_of_files(dir.path()), Some(12));
+        assert_eq!(bytes_of_files(dir.path()), Some((12, 2)));
         assert_eq!(bytes_of_files(&dir.path().join("nothing")), None);
     }
 

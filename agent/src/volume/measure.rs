@@ -77,11 +77,13 @@ fn messages(pod: &Dir) -> Result<u64, PathError> {
 
 /// What a walk came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Measured {
+pub(super) struct Measured {
     /// Bytes of all blocks.
-    bytes: u64,
+    pub(super) bytes: u64,
+    /// Files and directories.
+    pub(super) inodes: u64,
     /// Something was not looked at: a directory that is deeper than the kernel resolves, or that was moved meanwhile.
-    is_partial: bool,
+    pub(super) is_partial: bool,
 }
 
 /// A directory under way.
@@ -92,12 +94,12 @@ struct Level {
     offset: i64,
 }
 
-/// Bytes that a directory takes, itself included.
-fn usage(top: &Dir) -> Result<Measured, PathError> {
+/// Bytes and inodes that a directory takes, itself included.
+pub(super) fn usage(top: &Dir) -> Result<Measured, PathError> {
     let fail = |e: rustix::io::Errno| error("measure", top.path(), e);
     let own = rustix::fs::fstat(top).map_err(fail)?;
-    let mut walk =
-        Walk { device: own.st_dev, seen: HashSet::new(), used: Measured { bytes: blocks(&own), is_partial: false } };
+    let used = Measured { bytes: blocks(&own), inodes: 1, is_partial: false };
+    let mut walk = Walk { device: own.st_dev, seen: HashSet::new(), used };
     let entries = Entries::read_from(top).map_err(fail)?;
     let mut levels = vec![Level { entries: Some(entries), name: CString::default(), offset: 0 }];
     while !levels.is_empty() {
@@ -108,7 +110,7 @@ fn usage(top: &Dir) -> Result<Measured, PathError> {
     Ok(walk.used)
 }
 
-fn blocks(stat: &rustix::fs::Stat) -> u64 {
+pub(super) fn blocks(stat: &rustix::fs::Stat) -> u64 {
     u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512)
 }
 
@@ -141,6 +143,7 @@ impl Walk {
                 continue;
             }
             self.used.bytes = self.used.bytes.saturating_add(blocks(&stat));
+            self.used.inodes += 1;
             if is_directory {
                 let name = name.to_owned();
                 let opened = open(directory, &name);
@@ -220,7 +223,8 @@ mod tests {
             std::fs::File::create(path.join("hole")).unwrap().set_len(1 << 30).unwrap();
         });
         assert!((64 << 10..128 << 10).contains(&bytes), "{bytes}");
-        assert!(!used(dir.path()).is_partial);
+        let found = used(dir.path());
+        assert_eq!((found.inodes, found.is_partial), (5, false), "the directory, a, the links and the hole");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::objects::{ObjectError, ServiceEnv, Token, TokenAsk};
 
 mod attacks;
 mod claims;
+mod figures;
 
 /// Objects that tests change.
 #[derive(Default)]

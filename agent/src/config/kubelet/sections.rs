@@ -200,6 +200,16 @@ pub(super) fn log_rotation(all: &mut Fields, f: &mut Findings) -> Option<LogRota
     Some(LogRotation { max_size, max_files, workers, interval })
 }
 
+/// `volumeStatsAggPeriod`; a negative one switches figures of volumes off.
+pub(super) fn volume_stats(all: &mut Fields, f: &mut Findings) -> Option<Duration> {
+    const NAME: &str = "volumeStatsAggPeriod";
+    if all.is_negative(NAME) {
+        all.raw(NAME);
+        return None;
+    }
+    Some(all.duration(f, NAME).unwrap_or(Duration::from_secs(60)))
+}
+
 /// When images are removed.
 pub(super) fn image_garbage(all: &mut Fields, f: &mut Findings) -> ImageGarbage {
     const HIGH: &str = "imageGCHighThresholdPercent";

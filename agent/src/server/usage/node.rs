@@ -4,7 +4,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 
-use super::{Cpu, FileSystem, Interface, Memory, NodeUsage, Pressure, Swap, Waited};
+use super::{Cpu, FileSystem, Interface, Memory, NodeUsage, Pressure, Swap};
 
 pub(in crate::server) fn file_system(path: &Path) -> FileSystem {
     let Ok(found) = rustix::fs::statvfs(path) else { return FileSystem::default() };
@@ -70,7 +70,7 @@ fn node_of(files: &NodeFiles, now: Timestamp) -> NodeUsage {
     let processes = files.loadavg.split_whitespace().nth(3).and_then(|both| both.split_once('/')?.1.parse().ok());
     NodeUsage {
         started: boot.and_then(|seconds| Timestamp::from_second(seconds).ok()).unwrap_or_default(),
-        cpu: Cpu { time: now, total: busy * 10_000_000, rate: None, pressure: pressure(&files.pressure[0]) },
+        cpu: Cpu { time: now, total: busy * 10_000_000, rate: None, pressure: Pressure::parse(&files.pressure[0]) },
         memory: Memory {
             time: now,
             working_set,
@@ -78,28 +78,15 @@ fn node_of(files: &NodeFiles, now: Timestamp) -> NodeUsage {
             rss: kib("AnonPages:"),
             available: Some(total.saturating_sub(working_set)),
             faults,
-            pressure: pressure(&files.pressure[1]),
+            pressure: Pressure::parse(&files.pressure[1]),
         },
-        io: pressure(&files.pressure[2]).map(|io| (now, io)),
+        io: Pressure::parse(&files.pressure[2]).map(|io| (now, io)),
         swap: swap(kib("SwapTotal:"), kib("SwapFree:"), now),
         network: interfaces(&files.net, &files.route),
         processes: (files.pid_max.trim().parse().unwrap_or(0), processes.unwrap_or(0)),
         cpus: files.stat.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu ")).count(),
         ..NodeUsage::default()
     }
-}
-
-/// `some avg10=0.12 avg60=0.00 avg300=0.00 total=MICROSECONDS`, and a line for `full`.
-fn pressure(text: &str) -> Option<Pressure> {
-    let waited = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        let value = |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-        let hundredths = |name: &str| value(name)?.replace('.', "").parse::<u32>().ok();
-        let total = value("total")?.parse::<u64>().ok()?.saturating_mul(1000);
-        Some(Waited { total, average: [hundredths("avg10")?, hundredths("avg60")?, hundredths("avg300")?] })
-    };
-    // Older kernels have no `full` for processors.
-    Some(Pressure { some: waited("some")?, full: waited("full").unwrap_or_default() })
 }
 
 fn swap(total: u64, free: u64, time: Timestamp) -> Option<Swap> {
@@ -136,6 +123,7 @@ fn interfaces(net: &str, route: &str) -> Vec<Interface> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Waited;
     use super::*;
 
     #[test]
