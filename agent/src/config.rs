@@ -16,6 +16,7 @@ use std::path::PathBuf;
 pub mod credential_providers;
 pub mod dropins;
 pub mod duration;
+pub mod effective;
 pub mod fields;
 pub mod flags;
 pub mod kubelet;
@@ -148,7 +149,7 @@ pub struct Config {
     pub credential_providers: (PathBuf, Vec<Provider>),
     /// From the `KubeletConfiguration`.
     pub kubelet: Kubelet,
-    /// The same as it was given: file, drop-ins and flags, merged. `/configz` shows it.
+    /// The same as it was given: file, drop-ins and flags, merged. [`effective`] shows it.
     pub kubelet_given: serde_json::Value,
     /// From the `KubeProxyConfiguration`.
     pub proxy: Proxy,

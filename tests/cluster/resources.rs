@@ -184,7 +184,9 @@ fn kills(plane: &ControlPlane) -> anyhow::Result<f64> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let mut lines = text.lines().filter(|line| line.starts_with("container_oom_events_total{container=\"c\""));
     let line = lines.find(|line| line.contains("pod=\"hungry\"")).with_context(|| format!("no figure in {text}"))?;
-    Ok(line.rsplit(' ').next().unwrap_or_default().parse()?)
+    // Behind the value is when it was measured.
+    let value = line.rsplit_once('}').and_then(|(_, rest)| rest.split_whitespace().next());
+    Ok(value.unwrap_or_default().parse()?)
 }
 
 /// The kernel kills a child; the container goes on, and its end says `OOMKilled` with its own exit code.

@@ -210,7 +210,10 @@ fn raw(plane: &ControlPlane) -> anyhow::Result<()> {
         let text = String::from_utf8_lossy(&refused.stderr);
         ensure!(!refused.status.success() && text.contains(what), "{path}: {text}");
     }
-    ensure!(get("/configz")?.contains("KubeletConfiguration"));
+    let config: serde_json::Value = serde_json::from_str(&get("/configz")?)?;
+    let config = &config["kubeletconfig"];
+    ensure!(config["kind"] == "KubeletConfiguration" && config["serverTLSBootstrap"] == true, "{config:#}");
+    ensure!(config["maxPods"] == 110 && config["imageMinimumGCAge"] == "2m0s", "defaults are filled in: {config:#}");
     let pods: serde_json::Value = serde_json::from_str(&get("/pods")?)?;
     let items = pods["items"].as_array().into_iter().flatten();
     ensure!(items.map(|pod| &pod["metadata"]["name"]).any(|name| name == "p"), "{pods:#}");
@@ -302,8 +305,10 @@ fn figures(plane: &ControlPlane) -> anyhow::Result<()> {
     Ok(())
 }
 
-const FIGURES: [&str; 20] = [
+const FIGURES: [&str; 22] = [
     "kubelet_node_name",
+    "kubelet_mirror_pods",
+    "kubelet_working_pods",
     "kubelet_running_pods",
     "kubelet_running_containers",
     "kubelet_desired_pods",

@@ -97,6 +97,7 @@ async fn volumes_of_claims() -> anyhow::Result<()> {
     ensure!(rig.node.exec("writer", &["sh", "-c", "touch /host/x; ls /host"]).await? == "f\n", "it is read-only");
     ensure!(rig.node.exec("writer", &["stat", "-c", "%g", "/local/f"]).await? == "4321\n", "fsGroup");
 
+    the_claim_on_a_disk_of_the_node_has_figures(&rig).await?;
     a_claim_that_waits_is_told_and_taken_up(&mut rig).await?;
 
     rig.delete::<Pod>("writer").await?;
@@ -104,6 +105,24 @@ async fn volumes_of_claims() -> anyhow::Result<()> {
     rig.nothing_is_left().await?;
     ensure!(std::fs::read_to_string(disk.join("f"))? == "written\n", "a volume is not the pod's to delete");
     rig.finish()
+}
+
+/// What the alert of volumes that fill up asks for. A hostPath has no file system of its own to tell of.
+async fn the_claim_on_a_disk_of_the_node_has_figures(rig: &Rig) -> anyhow::Result<()> {
+    let path = format!("/api/v1/nodes/{NAME}/proxy/metrics");
+    eventually(PATIENCE, "the figures of the claim", async || {
+        let output = rig.plane.kubectl(&["get", "--raw", &path])?.output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let of = |claim: &str| {
+            let labels = format!("{{namespace=\"default\",persistentvolumeclaim=\"{claim}\"}} ");
+            let start = format!("kubelet_volume_stats_capacity_bytes{labels}");
+            text.lines().find_map(|line| line.strip_prefix(&start)).map(str::parse::<f64>)
+        };
+        ensure!(matches!(of("local"), Some(Ok(bytes)) if bytes > 0.0), "{text}");
+        ensure!(of("host").is_none(), "{text}");
+        anyhow::Ok(())
+    })
+    .await
 }
 
 /// A pod that was placed before its claim is bound says why it waits, and starts without anybody touching it.

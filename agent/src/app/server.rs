@@ -15,6 +15,7 @@ use crate::api::bootstrap::serving;
 use crate::api::client::ApiClient;
 use crate::cgroup::CgroupVersion;
 use crate::config::Config;
+use crate::config::effective::{Found, effective};
 use crate::ids::NodeName;
 use crate::server::cert::{self, Acceptor, Files};
 use crate::server::handle::{self, Api};
@@ -82,6 +83,8 @@ pub fn start(parts: Parts<'_>) -> anyhow::Result<()> {
 fn api(parts: &Parts<'_>) -> Api {
     let config = parts.config;
     let Served { runtime, prober, cgroups, volumes } = parts.served.clone();
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let found = Found { driver: cgroups.driver(), max_open_files: limit.unwrap_or(u64::MAX) };
     let (settings, node) = (&config.kubelet.server, config.node_name.clone());
     let client = parts.client.kube();
     Api {
@@ -103,7 +106,7 @@ fn api(parts: &Parts<'_>) -> Api {
         node,
         anonymous: settings.anonymous,
         stream_idle: settings.stream_idle,
-        configz: configz(config),
+        configz: effective(config, found),
         started: Timestamp::now(),
         system_logs: config.kubelet.server.system_logs.then(|| "/var/log".into()),
         checkpoints: config.root_dir.join("checkpoints"),
@@ -112,14 +115,4 @@ fn api(parts: &Parts<'_>) -> Api {
         probes: Box::new(move |text| prober.write_figures(text)),
         scratch: Mutex::default(),
     }
-}
-
-/// The configuration as given, with what its kind and version are.
-fn configz(config: &Config) -> serde_json::Value {
-    let mut given = config.kubelet_given.clone();
-    if let Some(fields) = given.as_object_mut() {
-        fields.insert("kind".to_owned(), "KubeletConfiguration".into());
-        fields.insert("apiVersion".to_owned(), "kubelet.config.k8s.io/v1beta1".into());
-    }
-    given
 }

@@ -48,6 +48,11 @@ impl Cgroups {
         self.blocking(move |inner| Ok(paths.into_iter().filter_map(|path| read(inner, path)).collect())).await
     }
 
+    /// The driver in use.
+    pub fn driver(&self) -> Driver {
+        self.inner.settings.driver
+    }
+
     /// Path of the cgroup of all pods: `cgroupRoot` itself where they have no tree.
     pub fn path_of_pods(&self) -> String {
         let inner = &self.inner;

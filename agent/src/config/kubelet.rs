@@ -414,6 +414,11 @@ pub fn read(mut fields: Fields, f: &mut Findings) -> Kubelet {
 /// Fields that are checked, and whose feature is still to come.
 const UNUSED: [&str; 2] = ["shutdownGracePeriod", "shutdownGracePeriodCriticalPods"];
 
+/// Whether nothing comes of what is written in a field.
+pub fn is_unread(name: &str) -> bool {
+    UNREAD.iter().any(|(unread, _)| *unread == name) || UNUSED.contains(&name)
+}
+
 fn warn_of_unused(all: &Fields, f: &mut Findings) {
     for name in UNUSED.into_iter().filter(|name| all.asks_for_something(name)) {
         f.warnings.push(all.problem(name, "is not implemented by nodelet yet and has no effect"));

@@ -3,6 +3,10 @@
 use super::cells::{Counter, DEFAULT, Histogram, Labelled};
 use super::text::{Kind, Text};
 
+mod working;
+
+pub use working::{Phase, Standing, Worker, Working};
+
 static CONTAINERS: [f64; 5] = [1.0, 2.0, 4.0, 8.0, 16.0];
 static PULLS: [f64; 18] = [
     1.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0, 480.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0,
@@ -78,6 +82,10 @@ pub struct Pods {
     pub rejected: Labelled<Counter, 1>,
     /// Pulls with waiting, by size.
     pub pulls: Labelled<Histogram<18>, 1>,
+    /// Hooks that were to sleep for longer than there was time.
+    pub sleeps_cut_short: Counter,
+    /// Pods that have a worker.
+    pub working: Working,
 }
 
 impl Pods {
@@ -99,6 +107,8 @@ impl Pods {
             orphaned: Counter::new(),
             rejected: Labelled::new(),
             pulls: Labelled::new(),
+            sleeps_cut_short: Counter::new(),
+            working: Working::new(),
         }
     }
 
@@ -206,6 +216,9 @@ impl Pods {
         let help = "[ALPHA] Duration in seconds to pull an image.";
         let mut family = text.family("kubelet_image_pull_duration_seconds", Kind::Histogram, help);
         self.pulls.each(|[size], cell| family.histogram(&[("image_size_in_bytes", size)], cell));
+        let help = "[ALPHA] The number of times lifecycle sleep handler got terminated before it finishes";
+        text.counter("kubelet_sleep_action_terminated_early_total", help, &self.sleeps_cut_short);
+        self.working.write(text);
     }
 }
 

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 
+use super::lifecycle::Lifecycle;
 use super::spec::{self, Role};
 use crate::cri::Nanos;
 use crate::metrics::METRICS;
-use crate::metrics::pods::Sync;
+use crate::metrics::pods::{Phase, Standing, Sync, Worker};
 
 /// What a worker measures of its pod.
 #[derive(Debug)]
@@ -26,13 +27,25 @@ pub struct Figures {
     next: Sync,
     /// The time from the first pull's begin to the last one's end, by which a start is not judged.
     pulls: Option<(Instant, Instant)>,
+    /// Where the pod counts.
+    place: Worker,
 }
 
 impl Figures {
     /// A pod that was just seen.
     pub fn new(is_fresh: bool, now: Instant) -> Self {
         let next = if is_fresh { Sync::Create } else { Sync::Sync };
-        Self { seen: now, is_fresh, is_started: false, busy: None, next, pulls: None }
+        Self { seen: now, is_fresh, is_started: false, busy: None, next, pulls: None, place: Worker::default() }
+    }
+
+    /// The pod is at this point of its life.
+    pub fn is_at(&mut self, lifecycle: &Lifecycle, wanted: bool, pod: &Pod) {
+        let phase = match lifecycle {
+            Lifecycle::Syncing => Phase::Sync,
+            Lifecycle::Terminating(_) => Phase::Terminating,
+            Lifecycle::Terminated(_) | Lifecycle::Removed => Phase::Terminated,
+        };
+        self.place.is_at(phase, standing(wanted, pod));
     }
 
     /// The source said something new.
@@ -154,6 +167,17 @@ fn init_time(status: &PodStatus) -> Duration {
 fn since_creation(pod: &Pod, wall: Nanos) -> Option<Duration> {
     let created = pod.metadata.creation_timestamp.as_ref()?.0.as_nanosecond();
     u64::try_from(i128::from(wall) - created).ok().map(Duration::from_nanos)
+}
+
+/// Who wants a pod. What has no spec was found in the runtime.
+fn standing(wanted: bool, pod: &Pod) -> Standing {
+    match (pod.spec.is_some(), wanted, spec::is_static(pod)) {
+        (false, ..) => Standing::RuntimeOnly,
+        (true, true, false) => Standing::Desired,
+        (true, true, true) => Standing::DesiredStatic,
+        (true, false, false) => Standing::Orphan,
+        (true, false, true) => Standing::OrphanStatic,
+    }
 }
 
 #[cfg(test)]

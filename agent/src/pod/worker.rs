@@ -247,6 +247,7 @@ impl Worker {
         {
             self.shared.tell_freed();
         }
+        self.figures.is_at(&self.lifecycle, self.wanted, &self.pod);
         let mut wake_at = planned.wake_at;
         if stops {
             self.figures.stopping();

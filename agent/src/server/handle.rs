@@ -18,6 +18,7 @@ use super::gate::{Admitted, Ticket};
 use super::review::{Reviewer, User};
 use super::route::{self, Check, NoRoute, Path, Route, Surface};
 use super::usage::Meter;
+use super::volumes::Disks;
 use super::{Caller, checkpoint, exposition, healthz, own, summary, system_logs, tunnel};
 use crate::control::View;
 use crate::cri::Runtime;
@@ -187,7 +188,11 @@ impl Api {
                 let seen = summary::Seen { usage: &usage, disks: &disks, pods: &pods, only_cpu_and_memory };
                 Ok(document(&summary::summary(&self.node, seen)))
             }
-            Route::Metrics => Ok(self.metrics(|text| self.own_metrics(text))),
+            Route::Metrics => {
+                let pods = self.view.pods();
+                let disks = self.meter.volumes().measure(&pods, &[Way::Ask]).await;
+                Ok(self.metrics(|text| self.own_metrics(text, &pods, &disks)))
+            }
             Route::ResourceMetrics => {
                 let usage = self.meter.measure().await.inspect_err(|error| tracing::warn!(%error, "/metrics/resource"));
                 let pods = self.view.pods();
@@ -222,9 +227,10 @@ impl Api {
         answer(StatusCode::OK, text::CONTENT_TYPE, content)
     }
 
-    fn own_metrics(&self, text: &mut Text) {
+    fn own_metrics(&self, text: &mut Text, pods: &[Pod], disks: &Disks) {
         text.raw(&crate::health::process::metrics());
-        own::write(text, &self.node, &self.view.pods(), self.cgroup);
+        own::write(text, &self.node, pods, self.cgroup);
+        own::volumes(text, pods, disks);
         METRICS.write(text, Timestamp::now().as_second());
     }
 

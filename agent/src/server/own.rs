@@ -1,10 +1,15 @@
 //! `/metrics`: figures of this node that come from its pods, by kubelet's names. Pure.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::Pod;
 
+use super::summary::claims;
+use super::volumes::Disks;
 use crate::logs::choose::statuses;
 use crate::metrics::text::{Kind, Text};
 use crate::pod::spec;
+use crate::volume::stats::VolumeFigures;
 
 /// Figures of the node's pods with their newest statuses. `cgroup` is the version in use.
 pub fn write(text: &mut Text, node: &str, pods: &[Pod], cgroup: u8) {
@@ -42,6 +47,9 @@ pub fn write(text: &mut Text, node: &str, pods: &[Pod], cgroup: u8) {
         let active = with_phase(&["Pending", "Running"]);
         family.sample(&[("static", label)], count(&mut of_static(is_static).filter(active)));
     }
+    let help = "[ALPHA] The number of mirror pods the kubelet will try to create (one per admitted static pod)";
+    let admitted = of_static(true).filter(|pod| !is_rejected(pod)).count();
+    text.gauge("kubelet_mirror_pods", help, admitted as f64);
     let ephemeral = pods.iter().flat_map(|pod| spec::spec(pod).ephemeral_containers.iter().flatten()).count();
     let help = "[ALPHA] Current number of ephemeral containers in pods managed by this kubelet.";
     text.gauge("kubelet_managed_ephemeral_containers", help, ephemeral as f64);
@@ -51,9 +59,46 @@ pub fn write(text: &mut Text, node: &str, pods: &[Pod], cgroup: u8) {
     text.family("kubelet_metrics_provider", Kind::Gauge, help).sample(&[("provider", "cri")], 1.0);
 }
 
+/// A pod that the node did not take has no status of any container.
+fn is_rejected(pod: &Pod) -> bool {
+    let is_failed = pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Failed"));
+    is_failed && statuses(pod).next().is_none()
+}
+
+/// Figures of claims that pods have mounted; a claim of several pods is there once.
+pub fn volumes(text: &mut Text, pods: &[Pod], disks: &Disks) {
+    let mut all: BTreeMap<(&str, String), VolumeFigures> = BTreeMap::new();
+    for pod in pods {
+        let Some(disk) = disks.get(&spec::uid(pod)) else { continue };
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        for (volume, claim) in claims(pod) {
+            if let Some((_, found)) = disk.volumes.get(volume) {
+                all.insert((namespace, claim), *found);
+            }
+        }
+    }
+    type Figure = fn(&VolumeFigures) -> u64;
+    let families: [(&str, &str, Figure); 6] = [
+        ("kubelet_volume_stats_available_bytes", "[ALPHA] Number of available bytes in the volume", |v| v.available),
+        ("kubelet_volume_stats_capacity_bytes", "[ALPHA] Capacity in bytes of the volume", |v| v.capacity),
+        ("kubelet_volume_stats_inodes", "[ALPHA] Maximum number of inodes in the volume", |v| v.inodes),
+        ("kubelet_volume_stats_inodes_free", "[ALPHA] Number of free inodes in the volume", |v| v.inodes_free),
+        ("kubelet_volume_stats_inodes_used", "[ALPHA] Number of used inodes in the volume", |v| v.inodes_used),
+        ("kubelet_volume_stats_used_bytes", "[ALPHA] Number of used bytes in the volume", |v| v.used),
+    ];
+    for (name, help, figure) in families {
+        let mut family = text.family(name, Kind::Gauge, help);
+        for ((namespace, claim), found) in &all {
+            family.sample(&[("namespace", namespace), ("persistentvolumeclaim", claim)], figure(found) as f64);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+
+    use super::super::volumes::PodDisk;
 
     use super::*;
 
@@ -84,9 +129,42 @@ mod tests {
             "kubelet_desired_pods{static=\"\"} 2",
             "kubelet_desired_pods{static=\"true\"} 1",
             "kubelet_active_pods{static=\"\"} 1",
+            "kubelet_mirror_pods 1",
             "kubelet_cgroup_version 2",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in {text}");
         }
+    }
+
+    #[test]
+    fn a_claim_of_two_pods_is_shown_once_and_volumes_without_one_not_at_all() {
+        let pod = |uid: &str| {
+            let value = json!({
+                "metadata": { "name": "p", "namespace": "n", "uid": uid },
+                "spec": { "containers": [], "volumes": [
+                    { "name": "data", "persistentVolumeClaim": { "claimName": "c" } },
+                    { "name": "scratch", "emptyDir": {} }] },
+            });
+            serde_json::from_value::<Pod>(value).unwrap()
+        };
+        let pods = [pod("a"), pod("b"), pod("c")];
+        let figures = VolumeFigures { capacity: 9, available: 2, used: 7, inodes: 5, inodes_free: 1, inodes_used: 4 };
+        let volumes = ["data", "scratch"].map(|name| (name.to_owned(), (jiff::Timestamp::UNIX_EPOCH, figures)));
+        let disk = PodDisk { volumes: volumes.into(), hosts: None };
+        let disks: Disks = ["a", "b"].map(|uid| (crate::ids::PodUid::new(uid), disk.clone())).into();
+        let mut text = Text::default();
+        super::volumes(&mut text, &pods, &disks);
+        let text = String::from_utf8(text.finish().0.to_vec()).unwrap();
+        let samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let labels = "{namespace=\"n\",persistentvolumeclaim=\"c\"}";
+        let expected = [
+            ("available_bytes", 2),
+            ("capacity_bytes", 9),
+            ("inodes", 5),
+            ("inodes_free", 1),
+            ("inodes_used", 4),
+            ("used_bytes", 7),
+        ];
+        assert_eq!(samples, expected.map(|(name, value)| format!("kubelet_volume_stats_{name}{labels} {value}")));
     }
 }

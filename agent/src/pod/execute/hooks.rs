@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Container, ExecAction, HTTPGetAction, Lifecycle
 use super::Context;
 use crate::event::EventType;
 use crate::ids::ContainerId;
+use crate::metrics::METRICS;
 use crate::pod::spec;
 use crate::probe::{NO_TLS, Page, fetch, resolve_port};
 
@@ -41,11 +42,22 @@ pub(super) async fn run(
             .map_err(|error| format!("HTTP lifecycle hook ({path}) for {place} failed - error: {error}"));
     }
     if let Some(sleep) = &handler.sleep {
+        let asleep = Asleep;
         tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;
+        std::mem::forget(asleep);
         return Ok(());
     }
     // The API keeps tcpSocket for compatibility and documents that such hooks fail.
     Err("Cannot run handler: invalid handler: expected one of exec, httpGet, sleep".to_owned())
+}
+
+/// A sleep that has not come to its end. Who gives up waiting drops it.
+struct Asleep;
+
+impl Drop for Asleep {
+    fn drop(&mut self) {
+        METRICS.pods.sleeps_cut_short.increment();
+    }
 }
 
 /// Runs a command; the error has what the command printed beside it.
