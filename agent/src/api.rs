@@ -3,7 +3,7 @@
 //! ```text
 //!  kubeconfig ─► client ─┬─► watch ─────► WatchSink (services, slices, own node)
 //!                        ├─► source::api ► desired pods
-//!                        ├─► objects ───► ConfigMaps, Secrets and tokens of own pods
+//!                        ├─► objects ───► ConfigMaps, Secrets, trust bundles and tokens of own pods
 //!                        ├─► status_writer ◄── newest status of each pod
 //!                        ├─► events ◄──────── event::Recorder
 //!                        └─► node::{register, lease, heartbeat}
@@ -22,4 +22,5 @@ pub mod status_patch;
 pub mod status_writer;
 pub mod tls;
 mod tokens;
+mod trust_bundles;
 pub mod watch;

@@ -1,8 +1,10 @@
-//! What a pod may need besides its own spec: ConfigMaps, Secrets, tokens, claims and the Services of its namespace.
+//! What a pod may need besides its own spec: ConfigMaps, Secrets, tokens, trust bundles, claims and the Services of its
+//! namespace.
 //!
 //! The pod domain sees only [`Objects`]. Joined to a control plane it is answered by watches of single objects
 //! (`api::objects`); alone it is answered from the manifest directory (`source::manifest_dir`).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -17,6 +19,40 @@ pub enum ObjectRef {
     ConfigMap(ObjectKey),
     /// A Secret.
     Secret(ObjectKey),
+    /// ClusterTrustBundles.
+    TrustBundles(TrustBundleRef),
+}
+
+/// Which ClusterTrustBundles a projected source is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TrustBundleRef {
+    /// The one of this name.
+    Name(String),
+    /// All of a signer; the source's label selector chooses among them.
+    Signer(String),
+}
+
+impl TrustBundleRef {
+    /// Whether a bundle is one of them.
+    pub fn covers(&self, bundle: &TrustBundle) -> bool {
+        match self {
+            Self::Name(name) => bundle.name == *name,
+            Self::Signer(signer) => bundle.signer.as_ref() == Some(signer),
+        }
+    }
+}
+
+/// What pods use of a ClusterTrustBundle (`certificates.k8s.io`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrustBundle {
+    /// Name of the object.
+    pub name: String,
+    /// Labels of the object.
+    pub labels: BTreeMap<String, String>,
+    /// `spec.signerName`; not every bundle belongs to a signer.
+    pub signer: Option<String>,
+    /// `spec.trustBundle`: PEM blocks, and whatever their author wrote between them.
+    pub pem: String,
 }
 
 /// Why an object could not be had.
@@ -109,6 +145,12 @@ pub trait Objects: Send + Sync + 'static {
 
     /// A token for a pod; sources cache by the whole request and renew at 80 % of its life.
     fn token<'a>(&'a self, ask: &'a TokenAsk) -> BoxFuture<'a, Result<Token, ObjectError>>;
+
+    /// The ClusterTrustBundles that a reference covers, in order of their names: none, if there is none.
+    fn trust_bundles<'a>(
+        &'a self,
+        wanted: &'a TrustBundleRef,
+    ) -> BoxFuture<'a, Result<Vec<Arc<TrustBundle>>, ObjectError>>;
 
     /// Services that the environment of a pod in `namespace` may name: those of the namespace, and `default/kubernetes`
     /// (named `kubernetes`). Waits until Services have been listed once.

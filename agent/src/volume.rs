@@ -45,10 +45,12 @@ mod measure;
 mod mount;
 mod ownership;
 mod plan;
+mod projection;
 mod remove;
 mod safe_path;
 mod setup;
 pub mod stats;
+mod trust;
 mod userns;
 mod variables;
 
@@ -232,7 +234,7 @@ struct PodState {
     claims: BTreeMap<String, Claimed>,
 }
 
-/// ConfigMaps and Secrets that a pod's volumes refer to.
+/// ConfigMaps, Secrets and trust bundles that a pod's volumes refer to.
 pub fn object_refs(pod: &Pod) -> Vec<ObjectRef> {
     plan::object_refs(pod)
 }

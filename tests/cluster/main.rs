@@ -11,6 +11,7 @@ mod kills;
 mod network;
 mod outage;
 mod preempt;
+mod projections;
 mod resize;
 mod resources;
 mod restart;

@@ -25,13 +25,14 @@ use tokio::sync::{mpsc, watch};
 
 use super::service_envs::ServiceEnvs;
 use super::tokens::Tokens;
+use super::trust_bundles::TrustBundles;
 use super::watch::{WatchHandle, error_text, spawn_watch};
 use crate::ids::{ObjectKey, PodUid};
-use crate::objects::{ObjectError, ObjectRef, Objects, ServiceEnv, Token, TokenAsk};
+use crate::objects::{ObjectError, ObjectRef, Objects, ServiceEnv, Token, TokenAsk, TrustBundle, TrustBundleRef};
 use crate::watch::{WatchEvent, WatchSink};
 
 /// How long the first read waits. The pod worker retries; this bounds how long it cannot be deleted meanwhile.
-const FIRST_ANSWER: Duration = Duration::from_secs(5);
+pub(super) const FIRST_ANSWER: Duration = Duration::from_secs(5);
 
 /// A kind of object that pods read.
 pub trait PodObject:
@@ -237,6 +238,7 @@ impl<K: PodObject> WatchSink<K> for ObjectSink<K> {
 pub struct JoinedObjects {
     config_maps: Store<ConfigMap>,
     secrets: Store<Secret>,
+    trust_bundles: TrustBundles,
     tokens: Tokens,
     services: Arc<ServiceEnvs>,
     client: kube::Client,
@@ -248,7 +250,8 @@ impl JoinedObjects {
     pub fn new(client: kube::Client, changed: mpsc::UnboundedSender<PodUid>, services: Arc<ServiceEnvs>) -> Self {
         Self {
             config_maps: Store::new(client.clone(), changed.clone()),
-            secrets: Store::new(client.clone(), changed),
+            secrets: Store::new(client.clone(), changed.clone()),
+            trust_bundles: TrustBundles::new(client.clone(), changed),
             tokens: Tokens::new(client.clone()),
             services,
             client,
@@ -258,20 +261,23 @@ impl JoinedObjects {
 
 impl Objects for JoinedObjects {
     fn register(&self, pod: &PodUid, refs: Vec<ObjectRef>) {
-        let (mut config_maps, mut secrets) = (BTreeSet::new(), BTreeSet::new());
+        let (mut config_maps, mut secrets, mut bundles) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for reference in &refs {
             match reference {
                 ObjectRef::ConfigMap(key) => config_maps.insert(key),
                 ObjectRef::Secret(key) => secrets.insert(key),
+                ObjectRef::TrustBundles(wanted) => bundles.insert(wanted.clone()),
             };
         }
         self.config_maps.set_users(pod, &config_maps);
         self.secrets.set_users(pod, &secrets);
+        self.trust_bundles.set_user(pod, bundles);
     }
 
     fn unregister(&self, pod: &PodUid) {
         self.config_maps.set_users(pod, &BTreeSet::new());
         self.secrets.set_users(pod, &BTreeSet::new());
+        self.trust_bundles.set_user(pod, BTreeSet::new());
         self.tokens.forget(pod);
     }
 
@@ -285,6 +291,13 @@ impl Objects for JoinedObjects {
 
     fn token<'a>(&'a self, ask: &'a TokenAsk) -> BoxFuture<'a, Result<Token, ObjectError>> {
         Box::pin(self.tokens.token(ask))
+    }
+
+    fn trust_bundles<'a>(
+        &'a self,
+        wanted: &'a TrustBundleRef,
+    ) -> BoxFuture<'a, Result<Vec<Arc<TrustBundle>>, ObjectError>> {
+        Box::pin(self.trust_bundles.read(wanted))
     }
 
     fn services<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Vec<ServiceEnv>, ObjectError>> {

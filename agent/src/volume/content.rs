@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Container, DownwardAPIVolumeFile, KeyToPath, Pod, Secret};
 
-use super::plan::{Atomic, Piece};
-use crate::objects::Token;
+use super::plan::Atomic;
+use super::projection::Piece;
+use super::trust;
+use crate::objects::{Token, TrustBundle};
 use crate::quantity::Quantity;
 
 /// Longest path of a file, as kubelet checks it.
@@ -38,6 +40,7 @@ pub(super) enum Fetched {
     ConfigMap(Arc<ConfigMap>),
     Secret(Arc<Secret>),
     Token(Token),
+    TrustBundles(Vec<Arc<TrustBundle>>),
     /// Needs nothing, or an optional object that is not there.
     Nothing,
     /// Why it could not be had.
@@ -81,13 +84,24 @@ fn piece_files(piece: &Piece, fetched: &Fetched, mode: u32, context: &Context<'_
         }
         (Piece::Downward { items }, _) => downward(items, mode, context),
         (Piece::Token { path, .. }, Fetched::Token(token)) => {
-            // With fsGroup, 0600 becomes 0640 when the group is set.
-            let mode = if context.user.is_some() || context.group.is_some() { 0o600 } else { mode };
-            let file = File { data: token.token.clone().into_bytes(), mode, user: context.user };
-            Ok([(path.clone(), file)].into())
+            Ok([(path.clone(), private(token.token.clone().into_bytes(), mode, context))].into())
+        }
+        (Piece::TrustBundles { chosen, optional, path }, fetched) => {
+            let bundles = match fetched {
+                Fetched::TrustBundles(bundles) => bundles.as_slice(),
+                _ => &[],
+            };
+            Ok([(path.clone(), private(trust::anchors(chosen, bundles, *optional)?, mode, context))].into())
         }
         (Piece::ConfigMap { .. } | Piece::Secret { .. } | Piece::Token { .. }, _) => Ok(Payload::new()),
     }
+}
+
+/// A file that is its owner's alone where it can have one.
+fn private(data: Vec<u8>, mode: u32, context: &Context<'_>) -> File {
+    // With fsGroup, 0600 becomes 0640 when the group is set.
+    let mode = if context.user.is_some() || context.group.is_some() { 0o600 } else { mode };
+    File { data, mode, user: context.user }
 }
 
 fn config_map_keys(map: &ConfigMap) -> BTreeMap<&str, &[u8]> {

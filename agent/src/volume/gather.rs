@@ -1,4 +1,4 @@
-//! What a pod's volumes need from elsewhere: ConfigMaps, Secrets, tokens and claims, asked for all at once.
+//! What a pod's volumes need from elsewhere: ConfigMaps, Secrets, tokens, trust bundles and claims, asked for all at once.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +7,8 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::claim::{self, Backing, ClaimRef, Claimed};
 use super::content::{self, Context, Fetched};
-use super::plan::{self, Atomic, Piece, Source, Wanted};
+use super::plan::{self, Atomic, Source, Wanted};
+use super::projection::Piece;
 use super::setup::Job;
 use super::{PodFacts, SetUpFailure, Volumes, host_path};
 use crate::cgroup;
@@ -134,6 +135,14 @@ impl Volumes {
                     Err(error) => absent(error, false),
                 }
             }
+            Piece::TrustBundles { chosen, .. } => match chosen.reference() {
+                Some(wanted) => match objects.trust_bundles(&wanted).await {
+                    Ok(bundles) => Fetched::TrustBundles(bundles),
+                    // Not absorbed by `optional`: whether there are bundles is not known.
+                    Err(error) => Fetched::Unavailable(format!("clustertrustbundles: {}", said(&error))),
+                },
+                None => Fetched::Nothing,
+            },
             Piece::Downward { .. } | Piece::Refused(_) => Fetched::Nothing,
         }
     }

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, Volume, VolumeMount};
+use k8s_openapi::api::core::v1::{Pod, Volume, VolumeMount};
 
 use super::claim::{BindOption, ClaimRef, Claimed};
+use super::projection::{Piece, pieces};
 use super::{SetUpFailure, host_path};
-use crate::ids::ObjectKey;
 use crate::objects::ObjectRef;
 use crate::quantity::Quantity;
 
@@ -74,16 +74,6 @@ pub(super) struct Atomic {
     /// `defaultMode`.
     pub(super) mode: u32,
     pub(super) pieces: Vec<Piece>,
-}
-
-/// One source of files; a projected volume has several.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Piece {
-    ConfigMap { name: String, items: Vec<KeyToPath>, optional: bool },
-    Secret { name: String, items: Vec<KeyToPath>, optional: bool },
-    Downward { items: Vec<DownwardAPIVolumeFile> },
-    Token { audience: String, expiration_seconds: i64, path: String },
-    Refused(String),
 }
 
 impl Source {
@@ -178,19 +168,13 @@ fn claim_ref(pod: &Pod, volume: &Volume, is_mounted: bool, is_device: bool) -> O
     volume.ephemeral.as_ref().map(|_| of(format!("{pod}-{}", volume.name), false, true))
 }
 
-/// The ConfigMaps and Secrets of the pod's volumes.
+/// The objects of the API that the pod's volumes are made from.
 pub(super) fn object_refs(pod: &Pod) -> Vec<ObjectRef> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     let mut refs = BTreeSet::new();
     for volume in wanted(pod) {
         let Source::Atomic(atomic) = volume.source else { continue };
-        for piece in atomic.pieces {
-            match piece {
-                Piece::ConfigMap { name, .. } => refs.insert(ObjectRef::ConfigMap(ObjectKey::new(namespace, name))),
-                Piece::Secret { name, .. } => refs.insert(ObjectRef::Secret(ObjectKey::new(namespace, name))),
-                Piece::Downward { .. } | Piece::Token { .. } | Piece::Refused(_) => false,
-            };
-        }
+        refs.extend(atomic.pieces.iter().filter_map(|piece| piece.object_ref(namespace)));
     }
     refs.into_iter().collect()
 }
@@ -312,41 +296,6 @@ fn empty_dir(medium: &str, limit: Option<&str>) -> Result<Source, String> {
         }
         other => Err(format!("unknown storage medium {other:?}")),
     }
-}
-
-fn pieces(projected: &ProjectedVolumeSource) -> Vec<Piece> {
-    let sources = projected.sources.iter().flatten();
-    sources
-        .map(|source| {
-            if let Some(map) = &source.config_map {
-                let items = map.items.clone().unwrap_or_default();
-                return Piece::ConfigMap { name: map.name.clone(), items, optional: map.optional == Some(true) };
-            }
-            if let Some(secret) = &source.secret {
-                let items = secret.items.clone().unwrap_or_default();
-                return Piece::Secret { name: secret.name.clone(), items, optional: secret.optional == Some(true) };
-            }
-            if let Some(downward) = &source.downward_api {
-                return Piece::Downward { items: downward.items.clone().unwrap_or_default() };
-            }
-            if let Some(token) = &source.service_account_token {
-                return Piece::Token {
-                    audience: token.audience.clone().unwrap_or_default(),
-                    // The API's default: one hour.
-                    expiration_seconds: token.expiration_seconds.unwrap_or(3600),
-                    path: token.path.clone(),
-                };
-            }
-            let what = if source.cluster_trust_bundle.is_some() {
-                "clusterTrustBundle"
-            } else if source.pod_certificate.is_some() {
-                "podCertificate"
-            } else {
-                "of this kind"
-            };
-            Piece::Refused(format!("projected sources {what} are not supported by this node agent yet"))
-        })
-        .collect()
 }
 
 /// Why a volume of another type cannot be mounted. kubelet says `no volume plugin matched` for types that it has no

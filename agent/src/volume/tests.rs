@@ -10,11 +10,12 @@ use serde_json::{Value, json};
 use super::*;
 use crate::event::Event;
 use crate::ids::ObjectKey;
-use crate::objects::{ObjectError, ServiceEnv, Token, TokenAsk};
+use crate::objects::{ObjectError, ServiceEnv, Token, TokenAsk, TrustBundle, TrustBundleRef};
 
 mod attacks;
 mod claims;
 mod figures;
+mod projections;
 
 /// Objects that tests change.
 #[derive(Default)]
@@ -23,6 +24,7 @@ struct Fake {
     secrets: Mutex<BTreeMap<String, Value>>,
     claims: Mutex<BTreeMap<String, Value>>,
     pvs: Mutex<BTreeMap<String, Value>>,
+    bundles: Mutex<Vec<Arc<TrustBundle>>>,
     /// The API server does not answer.
     is_away: AtomicBool,
 }
@@ -57,6 +59,18 @@ impl Objects for Fake {
         let token = format!("{}/{}/{}", ask.service_account, ask.pod_name, ask.audience);
         let (issued_at, expires_at) = (1000, 1000 + ask.expiration_seconds);
         Box::pin(async move { Ok(Token { token, expires_at, issued_at }) })
+    }
+    fn trust_bundles<'a>(
+        &'a self,
+        wanted: &'a TrustBundleRef,
+    ) -> BoxFuture<'a, Result<Vec<Arc<TrustBundle>>, ObjectError>> {
+        let found: Vec<_> = self.bundles.lock().unwrap().iter().filter(|b| wanted.covers(b)).cloned().collect();
+        let away = self.is_away.load(Ordering::Relaxed).then(|| ObjectError::Unavailable {
+            kind: "clustertrustbundles",
+            key: ObjectKey::new("", ""),
+            reason: "connection refused".to_owned(),
+        });
+        Box::pin(async move { away.map_or(Ok(found), Err) })
     }
     fn services<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<ServiceEnv>, ObjectError>> {
         Box::pin(async { Ok(Vec::new()) })

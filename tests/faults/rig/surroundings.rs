@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use nodelet::cgroup::{PodCgroup, Values};
 use nodelet::ids::{ObjectKey, PodUid};
-use nodelet::objects::{ObjectError, ObjectRef, Objects, ServiceEnv, Token, TokenAsk};
+use nodelet::objects::{ObjectError, ObjectRef, Objects, ServiceEnv, Token, TokenAsk, TrustBundle, TrustBundleRef};
 use nodelet::pod::facilities::{DiskUsage, Facilities, IdRange, PodVolumes, RuntimeFeatures, SubPath};
 use nodelet::pod::images;
 use nodelet::pod::shared::Settings;
@@ -142,6 +142,10 @@ impl Objects for NoObjects {
     }
 
     fn token<'a>(&'a self, _: &'a TokenAsk) -> BoxFuture<'a, Result<Token, ObjectError>> {
+        refused()
+    }
+
+    fn trust_bundles<'a>(&'a self, _: &'a TrustBundleRef) -> BoxFuture<'a, Result<Vec<Arc<TrustBundle>>, ObjectError>> {
         refused()
     }
 

@@ -195,6 +195,8 @@ async fn environment(context: &Context, container: &Container) -> Result<Vec<(St
                     sources.secrets.insert(key.name.to_string(), secret);
                 }
             }
+            // Only volumes have these.
+            ObjectRef::TrustBundles(_) => {}
         }
     }
     for (volume, path) in env::file_refs(container) {

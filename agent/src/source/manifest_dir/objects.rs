@@ -8,7 +8,9 @@ use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeCl
 use tokio::sync::{mpsc, watch};
 
 use crate::ids::{ObjectKey, PodUid};
-use crate::objects::{ObjectError, ObjectRef, Objects, ServiceEnv, ServiceEnvPort, Token, TokenAsk};
+use crate::objects::{
+    ObjectError, ObjectRef, Objects, ServiceEnv, ServiceEnvPort, Token, TokenAsk, TrustBundle, TrustBundleRef,
+};
 
 #[derive(Default)]
 struct Inner {
@@ -58,6 +60,7 @@ impl AloneObjects {
             refs.iter().any(|r| match r {
                 ObjectRef::ConfigMap(key) => inner.config_maps.get(key) != config_maps.get(key),
                 ObjectRef::Secret(key) => inner.secrets.get(key) != secrets.get(key),
+                ObjectRef::TrustBundles(_) => false,
             })
         });
         let woken = woken.map(|(uid, _)| uid.clone()).collect::<Vec<_>>();
@@ -135,6 +138,18 @@ impl Objects for AloneObjects {
                     .to_owned(),
             })
         })
+    }
+
+    fn trust_bundles<'a>(
+        &'a self,
+        wanted: &'a TrustBundleRef,
+    ) -> BoxFuture<'a, Result<Vec<Arc<TrustBundle>>, ObjectError>> {
+        let (TrustBundleRef::Name(name) | TrustBundleRef::Signer(name)) = wanted;
+        let reason = "this node runs alone, without a control plane that has ClusterTrustBundles; use a ConfigMap, or \
+                      join the node to a cluster"
+            .to_owned();
+        let error = ObjectError::Unavailable { kind: "clustertrustbundles", key: ObjectKey::new("", name), reason };
+        Box::pin(async move { Err(error) })
     }
 
     fn services<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Vec<ServiceEnv>, ObjectError>> {
