@@ -26,6 +26,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 pub mod answer;
+pub mod cadvisor;
 pub mod cert;
 mod checkpoint;
 mod container_logs;

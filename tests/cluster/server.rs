@@ -204,7 +204,19 @@ fn raw(plane: &ControlPlane) -> anyhow::Result<()> {
     ] {
         ensure!(resource.contains(wanted), "no {wanted} in {resource}");
     }
-    ensure!(get("/metrics/cadvisor")?.contains("container_memory_working_set_bytes{container=\"web\""));
+    let cadvisor = get("/metrics/cadvisor")?;
+    let has = |start: &str, parts: &[&str]| {
+        cadvisor.lines().any(|line| line.starts_with(start) && parts.iter().all(|part| line.contains(part)))
+    };
+    for (start, parts) in [
+        ("container_memory_working_set_bytes{container=\"web\"", &["pod=\"p\"", "image=\"localhost/echo:v1\""][..]),
+        ("container_memory_working_set_bytes{container=\"\",id=\"/\"", &[]),
+        ("container_cpu_usage_seconds_total{container=\"\",cpu=\"total\"", &["kubepods\",image=\"\",name=\"\""]),
+        ("container_network_receive_bytes_total{container=\"\"", &["interface=\"eth0\"", "pod=\"p\""]),
+        ("machine_cpu_cores{boot_id=\"", &[]),
+    ] {
+        ensure!(has(start, parts), "no {start} {parts:?} in {cadvisor}");
+    }
     for (path, what) in [("/stats/container", "not find"), ("/logs/syslog", "does not allow this method")] {
         let refused = plane.kubectl(&["get", "--raw", &format!("/api/v1/nodes/n1/proxy{path}")])?.output()?;
         let text = String::from_utf8_lossy(&refused.stderr);
@@ -293,7 +305,7 @@ fn figures(plane: &ControlPlane) -> anyhow::Result<()> {
             "/metrics/resource",
             &["container_start_time_seconds", "node_cpu_usage_seconds_total", "pod_memory_working_set_bytes"],
         ),
-        ("/metrics/cadvisor", &["container_cpu_usage_seconds_total", "machine_cpu_cores"]),
+        ("/metrics/cadvisor", &CONTAINERS),
         ("/metrics/slis", &["kubernetes_healthcheck"]),
     ] {
         let text = get(path)?;
@@ -328,6 +340,28 @@ const FIGURES: [&str; 22] = [
     "rest_client_requests_total",
     "process_resident_memory_bytes",
     "kubernetes_build_info",
+];
+
+/// What the dashboards of kubernetes-mixin ask for, as far as the pod gives cause for it.
+const CONTAINERS: [&str; 18] = [
+    "container_cpu_usage_seconds_total",
+    "container_last_seen",
+    "container_memory_cache",
+    "container_memory_failcnt",
+    "container_memory_failures_total",
+    "container_memory_max_usage_bytes",
+    "container_memory_rss",
+    "container_memory_swap",
+    "container_memory_working_set_bytes",
+    "container_network_receive_packets_dropped_total",
+    "container_network_transmit_bytes_total",
+    "container_network_transmit_packets_total",
+    "container_processes",
+    "container_spec_cpu_period",
+    "container_spec_cpu_shares",
+    "container_spec_memory_limit_bytes",
+    "container_start_time_seconds",
+    "machine_memory_bytes",
 ];
 
 /// Families of a text, each with one head before its samples, and every sample with a number.

@@ -69,10 +69,12 @@ impl Cgroups {
                 controllers.split(',').any(|found| found == controller).then(|| path.to_owned())
             })
         };
-        match self.inner.hierarchies {
+        let found = match self.inner.hierarchies {
             Backend::V1(_) => of("cpu").filter(|path| Some(path) == of("memory").as_ref()),
             Backend::V2(_) => of(""),
-        }
+        };
+        // What is outside of our own cgroup namespace is outside of our mounts.
+        found.filter(|path| !path.split('/').any(|part| part == ".."))
     }
 }
 
@@ -221,6 +223,7 @@ mod tests {
         assert_eq!(v1.path_of_process(text).as_deref(), Some("/a/b"));
         assert_eq!(v1.path_of_process("4:memory:/\n2:cpu,cpuacct:/a\n"), None);
         let v2 = of(Backend::V2(v2::V2::new("/".into(), Vec::new())));
+        assert_eq!(v2.path_of_process("0::/../elsewhere\n"), None);
         assert_eq!(
             v2.path_of_process("0::/system.slice/nodelet.service\n").as_deref(),
             Some("/system.slice/nodelet.service")

@@ -19,7 +19,8 @@ use super::review::{Reviewer, User};
 use super::route::{self, Check, NoRoute, Path, Route, Surface};
 use super::usage::Meter;
 use super::volumes::Disks;
-use super::{Caller, checkpoint, exposition, healthz, own, summary, system_logs, tunnel};
+use super::{Caller, cadvisor, checkpoint, exposition, healthz, own, summary, system_logs, tunnel};
+use crate::cgroup::CgroupError;
 use crate::control::View;
 use crate::cri::Runtime;
 use crate::metrics::METRICS;
@@ -198,10 +199,7 @@ impl Api {
                 let pods = self.view.pods();
                 Ok(self.metrics(|text| exposition::resource(text, usage.ok().as_deref(), &pods)))
             }
-            Route::CadvisorMetrics => {
-                let (usage, pods) = (self.meter.measure().await?, self.view.pods());
-                Ok(self.metrics(|text| exposition::cadvisor(text, &usage, &pods)))
-            }
+            Route::CadvisorMetrics => self.cadvisor().await,
             Route::ProbeMetrics => Ok(self.metrics(|text| (self.probes)(text))),
             Route::HealthMetrics => Ok(self.metrics(|text| METRICS.health.write(text))),
             Route::Logs(target) => self.logs(&target, &query),
@@ -225,6 +223,19 @@ impl Api {
         let (content, rest) = text.finish();
         *self.scratch.lock().unwrap_or_else(PoisonError::into_inner) = rest;
         answer(StatusCode::OK, text::CONTENT_TYPE, content)
+    }
+
+    /// Megabytes on a full node: memory for it is not kept.
+    async fn cadvisor(&self) -> Answer {
+        let usage = self.meter.measure().await?;
+        let failed = |error: CgroupError| Refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+        let kernel = self.meter.kernel(&usage).await.map_err(failed)?;
+        let (mut text, pods) = (Text::default(), self.view.pods());
+        cadvisor::write(
+            &mut text,
+            cadvisor::Seen { kernel: &kernel, usage: &usage, pods: &pods, now: Timestamp::now() },
+        );
+        Ok(answer(StatusCode::OK, text::CONTENT_TYPE, text.finish().0))
     }
 
     fn own_metrics(&self, text: &mut Text, pods: &[Pod], disks: &Disks) {

@@ -17,7 +17,9 @@ pub use crate::cgroup::figures::{Pressure, Waited};
 use crate::cri::{CriError, Runtime};
 
 mod convert;
+pub mod kernel;
 mod node;
+pub mod opened;
 mod system;
 
 pub(super) use node::file_system;
@@ -203,6 +205,8 @@ pub struct Sources {
 pub struct Meter {
     sources: Sources,
     system: system::Places,
+    /// The image that sandboxes are made from.
+    sandbox_image: tokio::sync::OnceCell<String>,
     /// Total and time of the last measurement, by id; the node is the empty one.
     last: Mutex<HashMap<String, (u64, Timestamp)>>,
     /// The newest measurement; held while one is made.
@@ -212,8 +216,8 @@ pub struct Meter {
 impl Meter {
     /// A meter that has measured nothing yet.
     pub fn new(sources: Sources) -> Self {
-        let (last, newest) = Default::default();
-        Self { sources, system: system::Places::new(Timestamp::now()), last, newest }
+        let (sandbox_image, last, newest) = Default::default();
+        Self { sources, system: system::Places::new(Timestamp::now()), sandbox_image, last, newest }
     }
 
     /// The meter of volumes.
