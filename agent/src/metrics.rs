@@ -17,6 +17,7 @@ pub mod operations;
 pub mod pods;
 pub mod rest;
 pub mod served;
+pub mod storage;
 pub mod text;
 
 use cells::{Counter, DEFAULT, Gauge, Histogram, Labelled};
@@ -42,6 +43,8 @@ pub struct Metrics {
     pub pods: Pods,
     /// What was removed.
     pub garbage: garbage::Garbage,
+    /// Volumes.
+    pub storage: storage::Storage,
     /// The client certificate.
     pub client_certificate: Certificate,
     /// The certificate of the kubelet API.
@@ -64,6 +67,7 @@ pub static METRICS: Metrics = Metrics {
     health: Health { sync_loop: Gauge::new(), checks: Labelled::new() },
     pods: Pods::new(),
     garbage: garbage::Garbage::new(),
+    storage: storage::Storage::new(),
     client_certificate: Certificate::new(),
     server_certificate: Certificate::new(),
     memory_qos: MemoryQos { is_set: Gauge::new(), min: Gauge::new(), low: Gauge::new() },
@@ -190,6 +194,7 @@ impl Metrics {
         self.served.write(text);
         self.pods.write(text);
         self.garbage.write(text);
+        self.storage.write(text);
         self.relist.write(text);
         self.memory_qos.write(text);
         let help = "[ALPHA] Duration in seconds of the run_podsandbox operations. Broken down by RuntimeClass.Handler.";

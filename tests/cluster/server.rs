@@ -317,7 +317,9 @@ fn figures(plane: &ControlPlane) -> anyhow::Result<()> {
     Ok(())
 }
 
-const FIGURES: [&str; 22] = [
+const FIGURES: [&str; 24] = [
+    "storage_operation_duration_seconds",
+    "volume_manager_total_volumes",
     "kubelet_node_name",
     "kubelet_mirror_pods",
     "kubelet_working_pods",

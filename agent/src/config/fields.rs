@@ -256,6 +256,12 @@ impl Fields {
         self.convert_list(findings, name, "strings", text)
     }
 
+    /// A list of integers from 1 to 65535.
+    pub fn short_numbers(&mut self, findings: &mut Findings, name: &str) -> Option<Vec<u16>> {
+        let number = |value: &Value| value.as_u64().and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0);
+        self.convert_list(findings, name, "integers from 1 to 65535", number)
+    }
+
     /// A list of words out of a set.
     pub fn words(&mut self, findings: &mut Findings, name: &str, words: &[&'static str]) -> Option<Vec<&'static str>> {
         let allowed = words.join(", ");

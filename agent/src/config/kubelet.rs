@@ -241,6 +241,8 @@ pub struct TlsOptions {
     pub min_version: TlsVersion,
     /// Suites of TLS 1.2 by their names; `None` for all.
     pub cipher_suites: Option<Vec<&'static str>>,
+    /// Groups of key exchange by their numbers in TLS; `None` for all.
+    pub groups: Option<Vec<u16>>,
 }
 
 /// A version of TLS.
@@ -277,13 +279,12 @@ pub struct Logging {
 }
 
 /// Fields that exist and are not read, each with the value that asks for nothing: kubelet's default.
-const UNREAD: [Unread; 43] = [
+const UNREAD: [Unread; 42] = [
     ("syncFrequency", "1m0s"),
     ("fileCheckFrequency", "20s"),
     ("httpCheckFrequency", "20s"),
     ("staticPodURL", ""),
     ("staticPodURLHeader", ""),
-    ("tlsCurvePreferences", ""),
     ("enableContentionProfiling", "false"),
     ("kubeletCgroups", ""),
     ("systemCgroups", ""),

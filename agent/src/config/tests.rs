@@ -265,7 +265,14 @@ fn tls_names_are_checked_and_ports_that_everybody_may_read_are_warned_of() {
     for field in ["readOnlyPort", "tlsCipherSuites: TLS_RSA_WITH_AES_128_CBC_SHA"] {
         assert!(warnings.iter().any(|warning| warning.contains(field)), "{field} in {warnings:#?}");
     }
+    let (config, warnings) = loaded("tlsCurvePreferences: [29, 4588, 23]").unwrap();
+    assert_eq!(config.kubelet.server.tls.groups, Some(vec![29, 23]));
+    assert!(texts(&warnings)[0].contains("4588 are not offered"), "{warnings:#?}");
     for (text, named) in [
+        ("tlsCurvePreferences: [29, 29]", "29 is there twice"),
+        ("tlsCurvePreferences: [7]", "7 is no group"),
+        ("tlsCurvePreferences: [4588]", "none of these"),
+        ("tlsCurvePreferences: [70000]", "from 1 to 65535"),
         ("tlsMinVersion: VersionTLS14", "VersionTLS14"),
         ("tlsCipherSuites: [TLS_NOTHING]", "TLS_NOTHING"),
         ("tlsCipherSuites: [TLS_RSA_WITH_AES_128_CBC_SHA]", "only weak suites"),

@@ -191,13 +191,17 @@ fn versions(options: &TlsOptions) -> &'static [&'static rustls::SupportedProtoco
     }
 }
 
-/// The crypto provider with the suites that may be used. As with Go, those of TLS 1.3 are not chosen.
+/// The crypto provider with the suites and groups that may be used. As with Go, suites of TLS 1.3 are not chosen.
 fn provider(options: &TlsOptions) -> Arc<rustls::crypto::CryptoProvider> {
-    let Some(wanted) = &options.cipher_suites else { return tls::provider() };
     let mut provider = tls::provider().as_ref().clone();
-    provider
-        .cipher_suites
-        .retain(|suite| suite.tls13().is_some() || wanted.iter().any(|name| suite.suite().as_str() == Some(name)));
+    if let Some(wanted) = &options.cipher_suites {
+        provider
+            .cipher_suites
+            .retain(|suite| suite.tls13().is_some() || wanted.iter().any(|name| suite.suite().as_str() == Some(name)));
+    }
+    if let Some(wanted) = &options.groups {
+        provider.kx_groups.retain(|group| wanted.contains(&u16::from(group.name())));
+    }
     Arc::new(provider)
 }
 
@@ -309,7 +313,10 @@ mod tests {
         let few = TlsOptions {
             min_version: TlsVersion::V13,
             cipher_suites: Some(vec!["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"]),
+            groups: Some(vec![24, 29]),
         };
+        let groups = |options: &TlsOptions| provider(options).kx_groups.len();
+        assert_eq!((groups(&all), groups(&few)), (3, 2));
         assert_eq!((suites(&all), suites(&few)), (9, 4));
         assert_eq!((versions(&all).len(), versions(&few).len()), (2, 1));
     }

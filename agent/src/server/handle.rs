@@ -242,6 +242,7 @@ impl Api {
         text.raw(&crate::health::process::metrics());
         own::write(text, &self.node, pods, self.cgroup);
         own::volumes(text, pods, disks);
+        own::volume_counts(text, &self.meter.volumes().counts(pods));
         METRICS.write(text, Timestamp::now().as_second());
     }
 

@@ -9,7 +9,7 @@ use super::volumes::Disks;
 use crate::logs::choose::statuses;
 use crate::metrics::text::{Kind, Text};
 use crate::pod::spec;
-use crate::volume::stats::VolumeFigures;
+use crate::volume::stats::{Counts, VolumeFigures};
 
 /// Figures of the node's pods with their newest statuses. `cgroup` is the version in use.
 pub fn write(text: &mut Text, node: &str, pods: &[Pod], cgroup: u8) {
@@ -94,6 +94,17 @@ pub fn volumes(text: &mut Text, pods: &[Pod], disks: &Disks) {
     }
 }
 
+/// Volumes that pods want and have, by plugin.
+pub fn volume_counts(text: &mut Text, counts: &Counts) {
+    let help = "[ALPHA] Number of volumes in Volume Manager";
+    let mut family = text.family("volume_manager_total_volumes", Kind::Gauge, help);
+    for (state, counts) in [("actual_state_of_world", &counts.actual), ("desired_state_of_world", &counts.desired)] {
+        for (plugin, count) in counts {
+            family.sample(&[("plugin_name", plugin), ("state", state)], *count as f64);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -156,6 +167,13 @@ mod tests {
         super::volumes(&mut text, &pods, &disks);
         let text = String::from_utf8(text.finish().0.to_vec()).unwrap();
         let samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let mut counted = Text::default();
+        let counts = Counts { desired: [("kubernetes.io/secret".to_owned(), 2)].into(), ..Counts::default() };
+        volume_counts(&mut counted, &counts);
+        let counted = String::from_utf8(counted.finish().0.to_vec()).unwrap();
+        let line =
+            "volume_manager_total_volumes{plugin_name=\"kubernetes.io/secret\",state=\"desired_state_of_world\"} 2";
+        assert!(counted.lines().any(|found| found == line), "{counted}");
         let labels = "{namespace=\"n\",persistentvolumeclaim=\"c\"}";
         let expected = [
             ("available_bytes", 2),

@@ -22,7 +22,7 @@ use crate::control::View;
 use crate::cri::Runtime;
 use crate::event::ring::Record;
 use crate::ids::PodUid;
-use crate::volume::stats::{PodFigures, Way};
+use crate::volume::stats::{Counts, PodFigures, Way};
 
 mod floods;
 mod rights;
@@ -56,6 +56,10 @@ fn meter(runtime: Runtime) -> usage::Meter {
     impl volumes::Measures for NoVolumes {
         fn figures(&self, _: PodUid, _: Vec<(String, Way)>) -> BoxFuture<'static, Result<PodFigures, String>> {
             Box::pin(async { Ok(PodFigures::default()) })
+        }
+
+        fn counts(&self, _: &[Pod]) -> Counts {
+            Counts::default()
         }
     }
     let settings = cgroup::Settings {

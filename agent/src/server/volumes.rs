@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::ids::PodUid;
 use crate::pod::spec;
 use crate::volume::Volumes;
-use crate::volume::stats::{PodFigures, VolumeFigures, Way};
+use crate::volume::stats::{Counts, PodFigures, VolumeFigures, Way};
 
 /// How long an answer waits for a measurement.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -39,12 +39,18 @@ const LONGEST: Duration = Duration::from_secs(300);
 pub trait Measures: Send + Sync + 'static {
     /// The figures of these volumes. It may take any time.
     fn figures(&self, uid: PodUid, asked: Vec<(String, Way)>) -> BoxFuture<'static, Result<PodFigures, String>>;
+    /// How many volumes these pods want and have.
+    fn counts(&self, pods: &[Pod]) -> Counts;
 }
 
 impl Measures for Volumes {
     fn figures(&self, uid: PodUid, asked: Vec<(String, Way)>) -> BoxFuture<'static, Result<PodFigures, String>> {
         let this = self.clone();
         Box::pin(async move { Volumes::figures(&this, &uid, asked).await.map_err(|error| error.to_string()) })
+    }
+
+    fn counts(&self, pods: &[Pod]) -> Counts {
+        Volumes::counts(self, pods)
     }
 }
 
@@ -117,6 +123,11 @@ impl VolumeMeter {
         let (walks, asks) = (Semaphore::new(WALKS), Semaphore::new(ASKS));
         let inner = Inner { source, period, slots: Mutex::default(), walks, asks, ended: watch::Sender::new(0) };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// How many volumes these pods want and have.
+    pub fn counts(&self, pods: &[Pod]) -> Counts {
+        self.inner.source.counts(pods)
     }
 
     /// What is known of volumes that are measured in one of these ways, brought up to date as far as that is quick. `pods` are
@@ -244,6 +255,10 @@ mod tests {
                 let figures = VolumeFigures { used: 7, ..VolumeFigures::default() };
                 Ok(PodFigures { volumes: asked.into_iter().map(|(name, _)| (name, figures)).collect(), hosts: Some(1) })
             })
+        }
+
+        fn counts(&self, _: &[Pod]) -> Counts {
+            Counts::default()
         }
     }
 

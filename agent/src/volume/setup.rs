@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use k8s_openapi::api::core::v1::Pod;
 
@@ -11,9 +11,10 @@ use super::content::Payload;
 use super::ownership::{Access, set_group};
 use super::plan::{Medium, Observed, Source, Step, Wanted, step};
 use super::safe_path::{Dir, PathError, error, identity, open_subpath};
-use super::{PlacedVolume, SetUpFailure, atomic_write, host_path, local, mount};
+use super::{PlacedVolume, SetUpFailure, atomic_write, host_path, local, mount, stats};
 use crate::event::{Event, EventType, Recorder, Subject};
 use crate::ids::{ObjectKey, PodUid};
+use crate::metrics::METRICS;
 
 const PRIVATE: u32 = 0o750;
 const OPEN: u32 = 0o777;
@@ -72,10 +73,14 @@ pub(super) fn set_up_all(pod: &Dir, jobs: &[Job], files: &PodFiles) -> (BTreeMap
     let mut made = BTreeMap::new();
     let mut failures = Vec::new();
     for job in jobs {
+        let began = Instant::now();
         let done = set_up(pod, job, files).and_then(|placed| {
             local::record_claim(pod, &job.wanted).map_err(|e| SetUpFailure::set_up(&job.wanted.name, e.to_string()))?;
             Ok(placed)
         });
+        if let Some((plugin, operation)) = stats::operation(&job.wanted) {
+            METRICS.storage.observe(&plugin, operation, began.elapsed(), done.is_ok());
+        }
         match done {
             Ok((path, is_stale)) => {
                 let is_device = matches!(job.wanted.source, Source::LocalDevice { .. });

@@ -4,13 +4,16 @@
 //! asked, and of a block device the size is known. hostPath and image volumes have no figures. Nothing here has a deadline: a file
 //! server that does not answer holds its thread.
 
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::Volume;
+use k8s_openapi::api::core::v1::{Pod, Volume};
 
+use super::claim::Backing;
 use super::measure::{blocks, usage};
+use super::plan::{LOCAL_PLUGIN, Source, Wanted, wanted};
 use super::safe_path::{Dir, PathError, error};
 use super::{VolumeError, Volumes, check_name};
 use crate::ids::PodUid;
@@ -67,7 +70,64 @@ pub struct PodFigures {
     pub hosts: Option<u64>,
 }
 
+/// Volumes by the name of their plugin, such as `kubernetes.io/secret`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// What pods want that are not at their end; a claim counts once it was looked up.
+    pub desired: BTreeMap<String, u64>,
+    /// What is in place.
+    pub actual: BTreeMap<String, u64>,
+}
+
+const HOST_PATH: &str = "kubernetes.io~host-path";
+
+/// Plugin and operation of putting a volume in place, in kubelet's words; `None` for one that cannot be.
+pub(super) fn operation(wanted: &Wanted) -> Option<(String, &'static str)> {
+    let plugin = match &wanted.source {
+        Source::HostPath { .. } => HOST_PATH,
+        source => source.plugin()?,
+    };
+    let is_device = matches!(wanted.source, Source::LocalDevice { .. });
+    Some((plugin.replace('~', "/"), if is_device { "map_volume" } else { "volume_mount" }))
+}
+
 impl Volumes {
+    /// Counts the volumes of these pods, which are all of the node.
+    pub fn counts(&self, pods: &[Pod]) -> Counts {
+        let mut counts = Counts::default();
+        let states = self.pods();
+        let is_over = |pod: &&Pod| {
+            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+            matches!(phase, Some("Succeeded" | "Failed"))
+        };
+        for pod in pods.iter().filter(|pod| !is_over(pod)) {
+            let state = states.get(&PodUid::new(pod.metadata.uid.as_deref().unwrap_or_default()));
+            for one in wanted(pod) {
+                let plugin = match &one.source {
+                    Source::Claim(_) => match state.and_then(|state| state.claims.get(&one.name)).map(|c| &c.backing) {
+                        Some(Backing::HostPath { .. }) => Some(HOST_PATH),
+                        Some(Backing::Local { .. } | Backing::LocalDevice { .. }) => Some(LOCAL_PLUGIN),
+                        None => None,
+                    },
+                    Source::HostPath { .. } => Some(HOST_PATH),
+                    source => source.plugin(),
+                };
+                if let Some(plugin) = plugin {
+                    *counts.desired.entry(plugin.replace('~', "/")).or_default() += 1;
+                }
+            }
+        }
+        for (uid, state) in states.iter() {
+            let below = self.pod_dir(uid);
+            for path in state.paths.values() {
+                // volumes/PLUGIN/NAME or volumeDevices/PLUGIN/NAME; elsewhere it is a hostPath.
+                let inside = path.strip_prefix(&below).ok().and_then(|inside| inside.iter().nth(1)?.to_str());
+                *counts.actual.entry(inside.unwrap_or(HOST_PATH).replace('~', "/")).or_default() += 1;
+            }
+        }
+        counts
+    }
+
     /// Measures volumes of a pod. Does not wait for other work on the pod.
     pub async fn figures(&self, uid: &PodUid, asked: Vec<(String, Way)>) -> Result<PodFigures, VolumeError> {
         check_name("pod UID", uid.as_str())?;

@@ -264,6 +264,33 @@ const WEAK_SUITES: [&str; 15] = [
     "TLS_RSA_WITH_AES_256_GCM_SHA384",
 ];
 
+/// Groups of key exchange that rustls has: P-256, P-384, X25519. The numbers are those of TLS (RFC 8446, 4.2.7), as Go has them.
+const GROUPS: [u16; 3] = [23, 24, 29];
+/// Groups that kubelet takes and rustls has not: P-521, and ML-KEM with P-256, X25519 and P-384.
+const OTHER_GROUPS: [u16; 4] = [25, 4587, 4588, 4589];
+
+/// `tlsCurvePreferences`. The order means nothing, as with Go.
+fn groups(all: &mut Fields, f: &mut Findings) -> Option<Vec<u16>> {
+    const NAME: &str = "tlsCurvePreferences";
+    let given = all.short_numbers(f, NAME).filter(|given| !given.is_empty())?;
+    let allowed = "expected some of 23 (P-256), 24 (P-384), 29 (X25519), each once";
+    for (index, group) in given.iter().enumerate() {
+        if given[..index].contains(group) {
+            f.errors.push(all.problem(NAME, format!("{group} is there twice; {allowed}")));
+        } else if !GROUPS.contains(group) && !OTHER_GROUPS.contains(group) {
+            f.errors.push(all.problem(NAME, format!("{group} is no group of TLS that is known; {allowed}")));
+        }
+    }
+    let (known, others): (Vec<u16>, Vec<u16>) = given.into_iter().partition(|group| GROUPS.contains(group));
+    if known.is_empty() {
+        f.errors.push(all.problem(NAME, format!("nodelet has none of these; {allowed}")));
+    } else if !others.is_empty() {
+        let others: Vec<String> = others.iter().map(u16::to_string).collect();
+        f.warnings.push(all.problem(NAME, format!("{} are not offered; nodelet has 23, 24 and 29", others.join(", "))));
+    }
+    Some(known)
+}
+
 /// `tlsMinVersion` and `tlsCipherSuites`. Unknown names are refused; weak ones that kubelet takes are left out with a warning.
 fn tls_options(all: &mut Fields, f: &mut Findings) -> TlsOptions {
     const SUITES_FIELD: &str = "tlsCipherSuites";
@@ -274,11 +301,12 @@ fn tls_options(all: &mut Fields, f: &mut Findings) -> TlsOptions {
         f.warnings.push(all.problem("tlsMinVersion", text));
     }
     let min_version = if version == Some("VersionTLS13") { TlsVersion::V13 } else { TlsVersion::V12 };
+    let groups = groups(all, f);
     // The older names of two suites.
     let old = ["TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305", "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305"];
     let known: Vec<&'static str> = SUITES.into_iter().chain(SUITES_13).chain(WEAK_SUITES).chain(old).collect();
     let Some(names) = all.words(f, SUITES_FIELD, &known).filter(|names| !names.is_empty()) else {
-        return TlsOptions { min_version, cipher_suites: None };
+        return TlsOptions { min_version, cipher_suites: None, groups };
     };
     let weak: Vec<&str> = names.iter().copied().filter(|name| WEAK_SUITES.contains(name)).collect();
     if !weak.is_empty() {
@@ -293,7 +321,7 @@ fn tls_options(all: &mut Fields, f: &mut Findings) -> TlsOptions {
         let text = format!("only weak suites are named; expected at least one of {}", SUITES.join(", "));
         f.errors.push(all.problem(SUITES_FIELD, text));
     }
-    TlsOptions { min_version, cipher_suites: Some(suites) }
+    TlsOptions { min_version, cipher_suites: Some(suites), groups }
 }
 
 /// `shutdownGracePeriod` and its part for critical pods; zero switches the feature off.

@@ -38,6 +38,11 @@ async fn volumes_on_the_nodes_disk_are_walked_and_a_memory_volume_has_its_own_si
     assert!(after["mem"].available < before["mem"].available);
     assert!(after["map"].used >= 100_000 && after["map"].capacity > 8 << 20, "{:?}", after["map"]);
     assert!(hosts.is_some_and(|bytes| bytes >= 512), "{hosts:?}");
+    let counts = node.volumes.counts(&[Pod::clone(&pod)]);
+    let expected = [("configmap", 1), ("empty-dir", 2), ("host-path", 1)];
+    let expected: BTreeMap<_, _> = expected.map(|(name, count)| (format!("kubernetes.io/{name}"), count)).into();
+    assert_eq!((&counts.desired, &counts.actual), (&expected, &expected));
+    assert!(node.volumes.counts(&[]).desired.is_empty());
 }
 
 #[tokio::test]
@@ -51,7 +56,11 @@ async fn a_claim_has_the_figures_of_its_file_system() {
     node.objects.claims.lock().unwrap().insert("c".to_owned(), claim);
     node.objects.pvs.lock().unwrap().insert("pv".to_owned(), pv);
     let pod = make_pod(json!([{"name": "data", "persistentVolumeClaim": {"claimName": "c"}}]));
+    assert!(node.volumes.counts(&[Pod::clone(&pod)]).desired.is_empty(), "it was not looked up yet");
     node.ensure(&pod).await.unwrap();
+    let counts = node.volumes.counts(&[Pod::clone(&pod)]);
+    assert_eq!(counts.desired, [("kubernetes.io/local-volume".to_owned(), 1)].into());
+    assert_eq!(counts.actual, counts.desired);
     let found = measured(&node, &pod).await.0["data"];
     let whole = rustix::fs::statvfs(&disk).unwrap();
     assert_eq!(found.capacity, whole.f_blocks * whole.f_frsize);
