@@ -184,9 +184,11 @@ impl Api {
             Route::Summary => {
                 let (pods, only_cpu_and_memory) = (self.view.pods(), is_set("only_cpu_and_memory"));
                 let ways: &[Way] = if only_cpu_and_memory { &[] } else { &[Way::Walk, Way::Ask] };
-                let (usage, disks) = tokio::join!(self.meter.measure(), self.meter.volumes().measure(&pods, ways));
+                let disks = self.meter.volumes().measure(&pods, ways);
+                let (usage, system, disks) = tokio::join!(self.meter.measure(), self.meter.system(), disks);
                 let usage = usage?;
-                let seen = summary::Seen { usage: &usage, disks: &disks, pods: &pods, only_cpu_and_memory };
+                let seen =
+                    summary::Seen { usage: &usage, system: &system, disks: &disks, pods: &pods, only_cpu_and_memory };
                 Ok(document(&summary::summary(&self.node, seen)))
             }
             Route::Metrics => {

@@ -21,6 +21,8 @@ use crate::volume::stats::VolumeFigures;
 pub struct Seen<'a> {
     /// Processors, memory, network, disks of the node.
     pub usage: &'a Usage,
+    /// The agent, the runtime and all pods.
+    pub system: &'a [SystemUsage],
     /// Volumes.
     pub disks: &'a Disks,
     /// Pods.
@@ -37,7 +39,7 @@ pub fn summary(node_name: &str, seen: Seen<'_>) -> Value {
         "startTime": node.started,
         "cpu": cpu(&node.cpu),
         "memory": memory(&node.memory),
-        "systemContainers": node.system.iter().map(|system| system_container(system, seen.only_cpu_and_memory)).collect::<Vec<_>>(),
+        "systemContainers": seen.system.iter().map(|system| system_container(system, seen.only_cpu_and_memory)).collect::<Vec<_>>(),
     });
     if !seen.only_cpu_and_memory {
         if let Some(found) = &node.swap {

@@ -172,8 +172,8 @@ pub struct NodeUsage {
     pub processes: (u64, u64),
     /// Processors.
     pub cpus: usize,
-    /// The agent, the runtime and all pods, as far as they have cgroups.
-    pub system: Vec<SystemUsage>,
+    /// Where images are.
+    pub image_dir: Option<PathBuf>,
 }
 
 /// Everything, at one moment.
@@ -207,6 +207,8 @@ pub struct Meter {
     system: system::Places,
     /// The image that sandboxes are made from.
     sandbox_image: tokio::sync::OnceCell<String>,
+    /// One look at all cgroups at a time.
+    survey: tokio::sync::Mutex<()>,
     /// Total and time of the last measurement, by id; the node is the empty one.
     last: Mutex<HashMap<String, (u64, Timestamp)>>,
     /// The newest measurement; held while one is made.
@@ -216,8 +218,13 @@ pub struct Meter {
 impl Meter {
     /// A meter that has measured nothing yet.
     pub fn new(sources: Sources) -> Self {
-        let (sandbox_image, last, newest) = Default::default();
-        Self { sources, system: system::Places::new(Timestamp::now()), sandbox_image, last, newest }
+        let (sandbox_image, survey, last, newest) = Default::default();
+        Self { sources, system: system::Places::new(Timestamp::now()), sandbox_image, survey, last, newest }
+    }
+
+    /// What the agent, the runtime and all pods use, as far as they have cgroups.
+    pub async fn system(&self) -> Vec<SystemUsage> {
+        self.system.measure(&self.sources.cgroups, self.sources.runtime.socket()).await
     }
 
     /// The meter of volumes.
@@ -239,13 +246,9 @@ impl Meter {
     }
 
     async fn measure_now(&self) -> Result<Usage, CriError> {
-        let Sources { runtime, root_dir, log_dir, cgroups, .. } = &self.sources;
-        let (containers, sandboxes, images, system) = tokio::join!(
-            runtime.container_stats(),
-            runtime.sandbox_stats(),
-            runtime.image_fs(),
-            self.system.measure(cgroups, runtime.socket())
-        );
+        let Sources { runtime, root_dir, log_dir, .. } = &self.sources;
+        let (containers, sandboxes, images) =
+            tokio::join!(runtime.container_stats(), runtime.sandbox_stats(), runtime.image_fs());
         let mut containers: Vec<_> = containers?.into_iter().map(convert::container).collect();
         for container in &mut containers {
             let PodName { namespace, name, uid } = &container.pod;
@@ -261,16 +264,15 @@ impl Meter {
             }
         };
         add_sums(&mut pods, &containers);
-        let mut node = NodeUsage { system, ..read_node(root_dir) };
-        node.images = images.unwrap_or_default().into_iter().next().map(|found| {
-            let mountpoint = found.fs_id.map(|id| id.mountpoint).unwrap_or_default();
-            (file_system(Path::new(&mountpoint)), found.used_bytes.map_or(0, |value| value.value))
-        });
+        let mut node = read_node(root_dir);
+        if let Some(found) = images.unwrap_or_default().into_iter().next() {
+            let path = PathBuf::from(found.fs_id.map(|id| id.mountpoint).unwrap_or_default());
+            node.images = Some((file_system(&path), found.used_bytes.map_or(0, |value| value.value)));
+            node.image_dir = Some(path).filter(|path| path.is_absolute());
+        }
         let cpus = containers.iter_mut().map(|c| (&c.id, &mut c.cpu));
         let cpus = cpus.chain(pods.iter_mut().map(|p| (&p.id, &mut p.cpu)));
-        let system = node.system.iter_mut().map(|system| (system.name, &mut system.cpu));
-        let all = cpus.filter_map(|(id, cpu)| Some((id.as_str(), cpu.as_mut()?))).chain(system);
-        self.rates(all.chain([("", &mut node.cpu)]));
+        self.rates(cpus.filter_map(|(id, cpu)| Some((id.as_str(), cpu.as_mut()?))).chain([("", &mut node.cpu)]));
         Ok(Usage { node, pods, containers })
     }
 

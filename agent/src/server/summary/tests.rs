@@ -23,7 +23,7 @@ fn usage() -> Usage {
 }
 
 fn of(usage: &Usage, pods: &[Pod], disks: &Disks, only_cpu_and_memory: bool) -> Value {
-    summary("node", Seen { usage, disks, pods, only_cpu_and_memory })
+    summary("node", Seen { usage, system: &[], disks, pods, only_cpu_and_memory })
 }
 
 #[test]
@@ -105,13 +105,16 @@ fn volumes_have_their_claims_and_those_on_the_nodes_disk_count_for_the_pod() {
 
 #[test]
 fn the_agent_the_runtime_and_all_pods_have_no_disks() {
-    let mut usage = usage();
     let memory = Memory { working_set: 8, available: Some(2), ..Memory::default() };
-    usage.node.system =
-        vec![SystemUsage { name: "pods", memory: Some(memory), swap: Some(Swap::default()), ..SystemUsage::default() }];
-    let found = of(&usage, &[], &Disks::new(), false);
-    let pods = &found["node"]["systemContainers"][0];
+    let (memory, swap) = (Some(memory), Some(Swap::default()));
+    let system = [SystemUsage { name: "pods", memory, swap, ..SystemUsage::default() }];
+    let (usage, disks) = (usage(), Disks::new());
+    let of = |only_cpu_and_memory| {
+        summary("node", Seen { usage: &usage, system: &system, disks: &disks, pods: &[], only_cpu_and_memory })
+    };
+    let (whole, short) = (of(false), of(true));
+    let pods = &whole["node"]["systemContainers"][0];
     assert_eq!((&pods["name"], &pods["memory"]["availableBytes"]), (&json!("pods"), &json!(2)));
     assert!(pods.get("rootfs").is_none() && pods.get("logs").is_none() && pods.get("swap").is_some());
-    assert!(of(&usage, &[], &Disks::new(), true)["node"]["systemContainers"][0].get("swap").is_none());
+    assert!(short["node"]["systemContainers"][0].get("swap").is_none());
 }

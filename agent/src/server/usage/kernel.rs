@@ -46,12 +46,13 @@ pub struct Traffic {
 impl Meter {
     /// Reads the cgroups of what `usage` names.
     pub async fn kernel(&self, usage: &Usage) -> Result<Kernel, CgroupError> {
+        let _turn = self.survey.lock().await;
         let sources = &self.sources;
         let daemons = self.system.places(&sources.cgroups, sources.runtime.socket()).await;
         let daemons = daemons.into_iter().filter(|(name, _)| *name != "pods").map(|(_, path)| path).collect();
         let cgroups = sources.cgroups.survey(daemons).await?;
         let sandbox_image = self.sandbox_image().await;
-        let images = sources.runtime.image_directory().await.ok();
+        let images = usage.node.image_dir.clone();
         let (root_dir, sandboxes) = (sources.root_dir.clone(), usage.pods.iter().map(|pod| pod.id.clone()).collect());
         let work = move || read(cgroups, sandboxes, sandbox_image, &root_dir, images);
         tokio::task::spawn_blocking(work).await.map_err(|_| CgroupError::Cancelled)

@@ -3,13 +3,14 @@
 //! kubelet has `runtime` where `--runtime-cgroups` names it; here it is the cgroup of the process that answers on the runtime's
 //! socket. What is in the root cgroup has no figures of its own and is left out.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
 use tokio::net::UnixStream;
 
-use super::{Cpu, Memory, Pressure, Swap};
+use super::{Cpu, Memory, Pressure, SHARED, Swap, rate};
 use crate::cgroup::Cgroups;
 use crate::cgroup::figures::{self, Figures};
 
@@ -35,11 +36,13 @@ pub(super) struct Places {
     started: Timestamp,
     /// The runtime's, as long as it exists: a service that starts again has the same.
     runtime: Mutex<Option<String>>,
+    /// The last processor times, with the rates between them and those before.
+    last: Mutex<BTreeMap<&'static str, Cpu>>,
 }
 
 impl Places {
     pub(super) fn new(started: Timestamp) -> Self {
-        Self { started, runtime: Mutex::default() }
+        Self { started, runtime: Mutex::default(), last: Mutex::default() }
     }
 
     pub(super) async fn measure(&self, cgroups: &Cgroups, socket: &Path) -> Vec<SystemUsage> {
@@ -54,6 +57,12 @@ impl Places {
                 None if *name == "runtime" => *self.runtime() = None,
                 None => {}
             }
+        }
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        for system in &mut all {
+            let known = last.entry(system.name).or_insert(system.cpu);
+            *known = followed(*known, system.cpu);
+            system.cpu.rate = known.rate;
         }
         all
     }
@@ -73,6 +82,14 @@ impl Places {
     fn runtime(&self) -> std::sync::MutexGuard<'_, Option<String>> {
         self.runtime.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The rate since the last measurement. Two that are close together share one.
+fn followed(last: Cpu, now: Cpu) -> Cpu {
+    if now.time.duration_since(last.time).unsigned_abs() < SHARED {
+        return last;
+    }
+    Cpu { rate: rate((last.total, last.time), (now.total, now.time)), ..now }
 }
 
 fn path_of(cgroups: &Cgroups, process: &str) -> Option<String> {
@@ -113,6 +130,8 @@ fn memory_usage(found: &figures::Memory, time: Timestamp, pressure: Option<Press
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -125,6 +144,17 @@ mod tests {
         assert_eq!(pods.memory.map(|memory| (memory.working_set, memory.available)), Some((30, Some(70))));
         let agent = system_usage("kubelet", &of(None), Some(Timestamp::UNIX_EPOCH));
         assert_eq!((agent.memory.unwrap().available, agent.started), (None, Some(Timestamp::UNIX_EPOCH)));
+    }
+
+    #[test]
+    fn measurements_that_are_close_together_share_their_rate() {
+        let at = |second, total| Cpu { time: Timestamp::from_second(second).unwrap(), total, ..Cpu::default() };
+        let first = at(10, 1_000_000_000);
+        assert_eq!(followed(first, first).rate, None);
+        let second = followed(first, at(20, 2_000_000_000));
+        assert_eq!(second.rate, Some(100_000_000));
+        let soon = Cpu { time: second.time + Duration::from_millis(5), total: 2_000_000_001, ..Cpu::default() };
+        assert_eq!(followed(second, soon), second);
     }
 
     #[tokio::test]
