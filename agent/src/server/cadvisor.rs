@@ -92,7 +92,6 @@ pub fn write(text: &mut Text, seen: Seen<'_>) {
 /// Cgroups with names. What the runtime does not know as running is left out.
 fn named(seen: Seen<'_>) -> Vec<Named<'_>> {
     let containers: HashMap<&str, _> = seen.usage.containers.iter().map(|one| (one.id.as_str(), one)).collect();
-    let sandboxes: HashMap<&str, _> = seen.usage.pods.iter().map(|pod| (pod.id.as_str(), &pod.pod)).collect();
     let pods: HashMap<&str, &Pod> =
         seen.pods.iter().filter_map(|pod| Some((pod.metadata.uid.as_deref()?, pod))).collect();
     let one = |cgroup| {
@@ -108,7 +107,7 @@ fn named(seen: Seen<'_>) -> Vec<Named<'_>> {
                         labels("", &cgroup.path, "", "", namespace.unwrap_or_default(), name.unwrap_or_default());
                 }
             }
-            Place::Container(_, id) => match (containers.get(id.as_str()), sandboxes.get(id.as_str())) {
+            Place::Container(_, id) => match (containers.get(id.as_str()), seen.kernel.sandboxes.get(id)) {
                 (Some(found), _) => {
                     let pod = pods.get(found.pod.uid.as_str());
                     let image = pod.map_or("", |pod| spec::image(pod, &found.name));

@@ -26,6 +26,8 @@ pub(super) use node::file_system;
 use node::read_node;
 pub use system::SystemUsage;
 
+/// In front of the UID: the id of a pod without figures of a sandbox.
+const SUM: &str = "pod/";
 /// So long a measurement is good for others.
 const SHARED: Duration = Duration::from_secs(1);
 
@@ -147,6 +149,13 @@ pub struct PodUsage {
     pub network: Vec<Interface>,
     /// Processes.
     pub processes: Option<u64>,
+}
+
+impl PodUsage {
+    /// Whether it is the sum of its containers, and not of a sandbox.
+    pub fn is_sum(&self) -> bool {
+        self.id.starts_with(SUM)
+    }
 }
 
 /// The node.
@@ -307,7 +316,7 @@ fn bytes_of_files(directory: &Path) -> Option<(u64, u64)> {
 fn add_sums(pods: &mut Vec<PodUsage>, containers: &[ContainerUsage]) {
     for container in containers {
         if !pods.iter().any(|pod| pod.pod.uid == container.pod.uid) {
-            let id = format!("pod/{}", container.pod.uid);
+            let id = format!("{SUM}{}", container.pod.uid);
             pods.push(PodUsage { pod: container.pod.clone(), id, ..PodUsage::default() });
         }
     }

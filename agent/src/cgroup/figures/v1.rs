@@ -42,6 +42,8 @@ fn cpu(cpu: Option<&Path>, accounting: Option<&Path>) -> Cpu {
         let stat = Table::read(directory, "cpu.stat");
         found.periods = stat.pair("nr_periods", "nr_throttled");
         found.throttled = stat.get("throttled_time");
+        // Since Linux 5.15.
+        found.bursts = stat.pair("nr_bursts", "burst_time");
         found.period = number(directory, "cpu.cfs_period_us");
         // -1 is no quota.
         found.quota = text(directory, "cpu.cfs_quota_us").trim().parse().ok();
@@ -124,7 +126,7 @@ mod tests {
         let mount = tempfile::tempdir().unwrap();
         for (path, text) in [
             ("cpu/cgroup.procs", "42\n43\n"),
-            ("cpu/cpu.stat", "nr_periods 9\nnr_throttled 2\nthrottled_time 500\n"),
+            ("cpu/cpu.stat", "nr_periods 9\nnr_throttled 2\nthrottled_time 500\nnr_bursts 1\nburst_time 8\n"),
             ("cpu/cpu.cfs_quota_us", "50000\n"),
             ("cpu/cpu.cfs_period_us", "100000\n"),
             ("cpu/cpu.shares", "512\n"),
@@ -162,7 +164,7 @@ mod tests {
             system: 40_000_000,
             periods: (9, 2),
             throttled: 500,
-            bursts: (0, 0),
+            bursts: (1, 8),
             period: 100_000,
             quota: Some(50_000),
             shares: 512,

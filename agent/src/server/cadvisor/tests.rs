@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::super::usage::kernel::Traffic;
 use super::super::usage::opened::Opened;
-use super::super::usage::{ContainerUsage, FileSystem, PodName, PodUsage};
+use super::super::usage::{ContainerUsage, FileSystem, PodName};
 use super::*;
 use crate::cgroup::figures::{Cpu, Disk, Limits, Memory, Pressure, Waited};
 use crate::ids::PodUid;
@@ -62,6 +62,10 @@ fn surveyed(path: &str, place: Place, figures: Figures) -> Surveyed {
     Surveyed { path: path.to_owned(), place, figures }
 }
 
+fn pod() -> PodName {
+    PodName { namespace: "n".into(), name: "p".into(), uid: "u".into() }
+}
+
 fn kernel() -> Kernel {
     let uid = PodUid::new("u");
     let unlimited = || {
@@ -80,6 +84,7 @@ fn kernel() -> Kernel {
             surveyed("/kubepods/podu/sid", Place::Container(uid.clone(), "sid".into()), unlimited()),
             surveyed("/kubepods/podu/old", Place::Container(uid, "old".into()), figures()),
         ],
+        sandboxes: [("sid".to_owned(), pod())].into(),
         traffic: [("/kubepods/podu/sid".to_owned(), vec![traffic])].into(),
         opened: [("/kubepods/podu/cid".to_owned(), Opened { files: 6, sockets: Some(3), limit: Some(1024) })].into(),
         disks: [((8, 0), "/dev/sda".to_owned())].into(),
@@ -92,12 +97,9 @@ fn kernel() -> Kernel {
 }
 
 fn usage() -> Usage {
-    let pod = PodName { namespace: "n".into(), name: "p".into(), uid: "u".into() };
     let layer = Some((7, 1));
-    let container =
-        ContainerUsage { id: "cid".into(), name: "c".into(), pod: pod.clone(), layer, ..Default::default() };
-    let sandbox = PodUsage { pod, id: "sid".into(), ..PodUsage::default() };
-    let mut usage = Usage { containers: vec![container], pods: vec![sandbox], ..Usage::default() };
+    let container = ContainerUsage { id: "cid".into(), name: "c".into(), pod: pod(), layer, ..Default::default() };
+    let mut usage = Usage { containers: vec![container], ..Usage::default() };
     usage.node.started = Timestamp::from_second(9).unwrap();
     usage
 }

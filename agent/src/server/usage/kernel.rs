@@ -5,8 +5,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::opened::{Opened, opened};
-use super::{FileSystem, Meter, Usage, file_system};
+use super::{FileSystem, Meter, PodName, Usage, file_system};
 use crate::cgroup::{CgroupError, Place, Surveyed};
+use crate::cri::PodIdentity;
 use crate::node::facts::{self, MachineFacts};
 
 /// Cgroups as they are, and the machine.
@@ -14,6 +15,8 @@ use crate::node::facts::{self, MachineFacts};
 pub struct Kernel {
     /// All of them.
     pub cgroups: Vec<Surveyed>,
+    /// Pods by the ids of their sandboxes.
+    pub sandboxes: BTreeMap<String, PodName>,
     /// Traffic by the path of a cgroup: of sandboxes, and of the machine.
     pub traffic: BTreeMap<String, Vec<Traffic>>,
     /// Open files by the path of a container's cgroup.
@@ -53,9 +56,22 @@ impl Meter {
         let cgroups = sources.cgroups.survey(daemons).await?;
         let sandbox_image = self.sandbox_image().await;
         let images = usage.node.image_dir.clone();
-        let (root_dir, sandboxes) = (sources.root_dir.clone(), usage.pods.iter().map(|pod| pod.id.clone()).collect());
+        let (root_dir, sandboxes) = (sources.root_dir.clone(), self.sandboxes(usage).await);
         let work = move || read(cgroups, sandboxes, sandbox_image, &root_dir, images);
         tokio::task::spawn_blocking(work).await.map_err(|_| CgroupError::Cancelled)
+    }
+
+    /// Those that the runtime gave figures for; one without figures of sandboxes is asked which there are.
+    async fn sandboxes(&self, usage: &Usage) -> BTreeMap<String, PodName> {
+        if !usage.pods.iter().any(super::PodUsage::is_sum) {
+            return usage.pods.iter().map(|pod| (pod.id.clone(), pod.pod.clone())).collect();
+        }
+        let listed = self.sources.runtime.list_all().await.map(|listing| listing.sandboxes).unwrap_or_default();
+        let named = listed.into_iter().filter(|sandbox| sandbox.ready).filter_map(|sandbox| {
+            let PodIdentity { uid, namespace, name } = sandbox.pod?;
+            Some((sandbox.id.to_string(), PodName { namespace, name, uid: uid.to_string() }))
+        });
+        named.collect()
     }
 
     /// It is asked for once: a runtime keeps it until it starts again.
@@ -67,7 +83,7 @@ impl Meter {
 
 fn read(
     cgroups: Vec<Surveyed>,
-    sandboxes: Vec<String>,
+    sandboxes: BTreeMap<String, PodName>,
     sandbox_image: String,
     root_dir: &Path,
     images: Option<PathBuf>,
@@ -77,7 +93,7 @@ fn read(
         let process = match &cgroup.place {
             Place::Root => "self".to_owned(),
             // Other containers of the pod have the same network.
-            Place::Container(_, id) if sandboxes.contains(id) => {
+            Place::Container(_, id) if sandboxes.contains_key(id) => {
                 let Some(pid) = cgroup.figures.processes.first() else { continue };
                 pid.to_string()
             }
@@ -101,7 +117,7 @@ fn read(
         }
     }
     let (machine, cores) = (facts::read(root_dir), topology(Path::new("/sys/devices/system/cpu")));
-    Kernel { cgroups, traffic, opened, disks, file_systems, image_device, machine, cores, sandbox_image }
+    Kernel { cgroups, sandboxes, traffic, opened, disks, file_systems, image_device, machine, cores, sandbox_image }
 }
 
 /// `/proc/PID/net/dev` without the interfaces that cAdvisor leaves out.
