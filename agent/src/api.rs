@@ -3,7 +3,7 @@
 //! ```text
 //!  kubeconfig ─► client ─┬─► watch ─────► WatchSink (services, slices, own node)
 //!                        ├─► source::api ► desired pods
-//!                        ├─► objects ───► ConfigMaps, Secrets, trust bundles and tokens of own pods
+//!                        ├─► objects ───► ConfigMaps, Secrets, trust bundles, tokens, certificates of own pods
 //!                        ├─► status_writer ◄── newest status of each pod
 //!                        ├─► events ◄──────── event::Recorder
 //!                        └─► node::{register, lease, heartbeat}
@@ -17,6 +17,7 @@ pub mod credentials;
 pub mod events;
 pub mod kubeconfig;
 pub mod objects;
+mod pod_certificates;
 pub mod service_envs;
 pub mod status_patch;
 pub mod status_writer;

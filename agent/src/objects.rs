@@ -1,5 +1,5 @@
-//! What a pod may need besides its own spec: ConfigMaps, Secrets, tokens, trust bundles, claims and the Services of its
-//! namespace.
+//! What a pod may need besides its own spec: ConfigMaps, Secrets, tokens, trust bundles, certificates, claims and the Services of
+//! its namespace.
 //!
 //! The pod domain sees only [`Objects`]. Joined to a control plane it is answered by watches of single objects
 //! (`api::objects`); alone it is answered from the manifest directory (`source::manifest_dir`).
@@ -76,6 +76,16 @@ pub enum ObjectError {
         /// What the source said.
         reason: String,
     },
+    /// The answer is no, and asking again does not change it.
+    #[error("{kind} {key}: {reason}")]
+    Refused {
+        /// The kind as users write it, such as `podcertificaterequest`.
+        kind: &'static str,
+        /// What it was asked for.
+        key: ObjectKey,
+        /// Who refused, and why.
+        reason: String,
+    },
 }
 
 /// A request for a service account token that is bound to a pod.
@@ -104,6 +114,64 @@ pub struct Token {
     pub expires_at: i64,
     /// When it was issued as this node saw it, in seconds since the epoch.
     pub issued_at: i64,
+}
+
+/// Kinds of keys of pod certificates that this agent makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyType {
+    /// `ECDSAP256`.
+    EcdsaP256,
+    /// `ECDSAP384`.
+    EcdsaP384,
+    /// `ED25519`.
+    Ed25519,
+}
+
+impl KeyType {
+    /// The kind by its name in `podCertificate.keyType`. `None` for unknown ones, and for `RSA3072`, `RSA4096` and
+    /// `ECDSAP521`: ring, our only crypto, cannot make such keys.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "ECDSAP256" => Some(Self::EcdsaP256),
+            "ECDSAP384" => Some(Self::EcdsaP384),
+            "ED25519" => Some(Self::Ed25519),
+            _ => None,
+        }
+    }
+}
+
+/// A `podCertificate` source of a pod's volume (KEP-4317).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateAsk {
+    /// The pod.
+    pub pod: ObjectKey,
+    /// UID of the pod.
+    pub pod_uid: PodUid,
+    /// Its service account.
+    pub service_account: String,
+    /// Name of the volume.
+    pub volume: String,
+    /// Index of the source in the volume.
+    pub source: usize,
+    /// `signerName`.
+    pub signer: String,
+    /// `keyType`.
+    pub key_type: KeyType,
+    /// `maxExpirationSeconds`; the API server has a default.
+    pub max_expiration_seconds: Option<i32>,
+    /// `userAnnotations`.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A key and what was issued to it. It has no `Debug`, so that it cannot reach a log.
+#[derive(Clone)]
+pub struct PodCertificate {
+    /// The key in PKCS#8 (DER).
+    pub key: Arc<[u8]>,
+    /// The chain, leaf first: PEM as its signer wrote it.
+    pub chain: Arc<str>,
+    /// When to ask again, in seconds since the epoch.
+    pub look_again_at: Option<i64>,
 }
 
 /// A Service as the environment variables of a pod describe it.
@@ -151,6 +219,9 @@ pub trait Objects: Send + Sync + 'static {
         &'a self,
         wanted: &'a TrustBundleRef,
     ) -> BoxFuture<'a, Result<Vec<Arc<TrustBundle>>, ObjectError>>;
+
+    /// The certificate of a source; asks its signer if it is time to.
+    fn pod_certificate<'a>(&'a self, ask: &'a CertificateAsk) -> BoxFuture<'a, Result<PodCertificate, ObjectError>>;
 
     /// Services that the environment of a pod in `namespace` may name: those of the namespace, and `default/kubernetes`
     /// (named `kubernetes`). Waits until Services have been listed once.

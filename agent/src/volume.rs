@@ -44,6 +44,7 @@ mod local;
 mod measure;
 mod mount;
 mod ownership;
+mod pem;
 mod plan;
 mod projection;
 mod remove;

@@ -293,7 +293,7 @@ async fn statuses_are_patched_guarded_by_uid_and_put_right() -> anyhow::Result<(
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_read_objects_and_tokens_with_the_rights_of_their_node() -> anyhow::Result<()> {
     let plane = ControlPlane::start().await?;
-    let _node = run_node(plane.node()?)?;
+    let node = run_node(plane.node()?)?;
     let admin = plane.admin()?;
     ready_is(&Api::all(admin.clone()), "True").await?;
     let maps: Api<ConfigMap> = Api::namespaced(admin.clone(), "default");
@@ -308,7 +308,9 @@ async fn pods_read_objects_and_tokens_with_the_rights_of_their_node() -> anyhow:
     let uid = pod_ref(&pod).uid;
 
     let (changed, mut changed_rx) = mpsc::unbounded_channel();
-    let objects = JoinedObjects::new(plane.node()?.kube(), changed, Arc::new(ServiceEnvs::default()));
+    let (recorder, _events) = Recorder::new();
+    let (kube, envs) = (plane.node()?.kube(), Arc::new(ServiceEnvs::default()));
+    let objects = JoinedObjects::new(kube, changed, envs, node.handle.node(), recorder);
     let key = |name: &str| ObjectKey::new("default", name);
     let refs = vec![ObjectRef::ConfigMap(key("m")), ObjectRef::ConfigMap(key("later")), ObjectRef::Secret(key("s"))];
     objects.register(&uid, refs);

@@ -5,6 +5,7 @@
 mod acceptance;
 mod api;
 mod attacks;
+mod certificates;
 mod harness_itself;
 mod joining;
 mod kills;

@@ -14,8 +14,8 @@ use crate::rig::{NAME, PATIENCE, Rig};
 
 const SIGNER: &str = "example.com/anchors";
 
-/// An object of the group `certificates.k8s.io`: the client's types end before Kubernetes 1.37.
-fn resource(kind: &str) -> ApiResource {
+/// A kind of the group `certificates.k8s.io`: the client's types end before Kubernetes 1.37.
+pub(crate) fn resource(kind: &str) -> ApiResource {
     ApiResource::from_gvk(&GroupVersionKind::gvk("certificates.k8s.io", "v1", kind))
 }
 
@@ -37,7 +37,7 @@ fn bundle(name: &str, signer: Option<&str>, alive: bool, pem: &str) -> Value {
 }
 
 /// A pod with one projected volume at `/v`.
-fn pod(name: &str, sources: &Value) -> Value {
+pub(crate) fn pod(name: &str, sources: &Value) -> Value {
     json!({
         "metadata": { "name": name },
         "spec": {
@@ -65,7 +65,7 @@ async fn watches(rig: &Rig, resource: &str) -> anyhow::Result<u64> {
     Ok(counts.sum::<f64>() as u64)
 }
 
-async fn are_told(rig: &Rig, pod: &str, text: &str) -> anyhow::Result<()> {
+pub(crate) async fn are_told(rig: &Rig, pod: &str, text: &str) -> anyhow::Result<()> {
     let events = rig.api::<Event>();
     eventually(PATIENCE, "an event about the volume", async || {
         let list = events.list(&ListParams::default()).await?.items;

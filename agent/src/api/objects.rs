@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Secret};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::serde::de::DeserializeOwned;
@@ -23,12 +23,17 @@ use kube::runtime::watcher;
 use kube::{Api, Resource};
 use tokio::sync::{mpsc, watch};
 
+use super::pod_certificates::PodCertificates;
 use super::service_envs::ServiceEnvs;
 use super::tokens::Tokens;
 use super::trust_bundles::TrustBundles;
 use super::watch::{WatchHandle, error_text, spawn_watch};
+use crate::event::Recorder;
 use crate::ids::{ObjectKey, PodUid};
-use crate::objects::{ObjectError, ObjectRef, Objects, ServiceEnv, Token, TokenAsk, TrustBundle, TrustBundleRef};
+use crate::objects::{
+    CertificateAsk, ObjectError, ObjectRef, Objects, PodCertificate, ServiceEnv, Token, TokenAsk, TrustBundle,
+    TrustBundleRef,
+};
 use crate::watch::{WatchEvent, WatchSink};
 
 /// How long the first read waits. The pod worker retries; this bounds how long it cannot be deleted meanwhile.
@@ -240,18 +245,26 @@ pub struct JoinedObjects {
     secrets: Store<Secret>,
     trust_bundles: TrustBundles,
     tokens: Tokens,
+    certificates: PodCertificates,
     services: Arc<ServiceEnvs>,
     client: kube::Client,
 }
 
 impl JoinedObjects {
-    /// Objects from this client. Changes are reported on `changed`; `services` is fed by the Service watch.
-    /// Must be used inside a tokio runtime.
-    pub fn new(client: kube::Client, changed: mpsc::UnboundedSender<PodUid>, services: Arc<ServiceEnvs>) -> Self {
+    /// Objects from this client. Changes are reported on `changed`; `services` is fed by the Service watch, `node` is
+    /// our own, and what becomes of certificates is told to `recorder`. Must be used inside a tokio runtime.
+    pub fn new(
+        client: kube::Client,
+        changed: mpsc::UnboundedSender<PodUid>,
+        services: Arc<ServiceEnvs>,
+        node: watch::Receiver<Option<Arc<Node>>>,
+        recorder: Recorder,
+    ) -> Self {
         Self {
             config_maps: Store::new(client.clone(), changed.clone()),
             secrets: Store::new(client.clone(), changed.clone()),
-            trust_bundles: TrustBundles::new(client.clone(), changed),
+            trust_bundles: TrustBundles::new(client.clone(), changed.clone()),
+            certificates: PodCertificates::new(client.clone(), changed, recorder, node),
             tokens: Tokens::new(client.clone()),
             services,
             client,
@@ -279,6 +292,7 @@ impl Objects for JoinedObjects {
         self.secrets.set_users(pod, &BTreeSet::new());
         self.trust_bundles.set_user(pod, BTreeSet::new());
         self.tokens.forget(pod);
+        self.certificates.forget(pod);
     }
 
     fn config_map<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<Arc<ConfigMap>, ObjectError>> {
@@ -298,6 +312,10 @@ impl Objects for JoinedObjects {
         wanted: &'a TrustBundleRef,
     ) -> BoxFuture<'a, Result<Vec<Arc<TrustBundle>>, ObjectError>> {
         Box::pin(self.trust_bundles.read(wanted))
+    }
+
+    fn pod_certificate<'a>(&'a self, ask: &'a CertificateAsk) -> BoxFuture<'a, Result<PodCertificate, ObjectError>> {
+        Box::pin(self.certificates.certificate(ask))
     }
 
     fn services<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Vec<ServiceEnv>, ObjectError>> {

@@ -168,7 +168,7 @@ async fn start_pods(
         own.map(|own| own as Arc<dyn StatusSink>).into_iter().chain([sink as Arc<dyn StatusSink>]).collect();
     let board = Arc::new(Board::new(listeners, no_services(), config.kubelet.pod_logs_dir.clone()));
     let (objects_tx, changed) = mpsc::unbounded_channel();
-    let objects = Arc::new(JoinedObjects::new(client.kube(), objects_tx, envs));
+    let objects = Arc::new(JoinedObjects::new(client.kube(), objects_tx, envs, node.node(), recorder.clone()));
     let half = PodHalf::new(config, recorder.clone(), objects, board.clone(), addresses, health, shutdown).await?;
     super::server::start(super::server::Parts {
         config,

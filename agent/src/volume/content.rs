@@ -7,9 +7,9 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, DownwardAPIVolumeFile, KeyToPath, Pod, Secret};
 
 use super::plan::Atomic;
-use super::projection::Piece;
-use super::trust;
-use crate::objects::{Token, TrustBundle};
+use super::projection::{Certificate, Piece};
+use super::{pem, trust};
+use crate::objects::{PodCertificate, Token, TrustBundle};
 use crate::quantity::Quantity;
 
 /// Longest path of a file, as kubelet checks it.
@@ -41,6 +41,7 @@ pub(super) enum Fetched {
     Secret(Arc<Secret>),
     Token(Token),
     TrustBundles(Vec<Arc<TrustBundle>>),
+    Certificate(PodCertificate),
     /// Needs nothing, or an optional object that is not there.
     Nothing,
     /// Why it could not be had.
@@ -93,8 +94,27 @@ fn piece_files(piece: &Piece, fetched: &Fetched, mode: u32, context: &Context<'_
             };
             Ok([(path.clone(), private(trust::anchors(chosen, bundles, *optional)?, mode, context))].into())
         }
-        (Piece::ConfigMap { .. } | Piece::Secret { .. } | Piece::Token { .. }, _) => Ok(Payload::new()),
+        (Piece::Certificate(piece), Fetched::Certificate(issued)) => certificate(piece, issued, mode, context),
+        (Piece::ConfigMap { .. } | Piece::Secret { .. } | Piece::Token { .. } | Piece::Certificate(_), _) => {
+            Ok(Payload::new())
+        }
     }
+}
+
+/// Key and chain, in one file, in two, or both. Key before chain, as kubelet writes them.
+fn certificate(
+    piece: &Certificate,
+    issued: &PodCertificate,
+    mode: u32,
+    context: &Context<'_>,
+) -> Result<Payload, String> {
+    let chain = pem::certificates(&issued.chain);
+    let chain = chain.map_err(|e| format!("certificate chain of signer {}: {e}", piece.signer))?;
+    let chain: String = chain.iter().map(|der| pem::encode(pem::CERTIFICATE, der)).collect();
+    let key = pem::encode(pem::PRIVATE_KEY, &issued.key);
+    let files = [(&piece.bundle_path, format!("{key}{chain}")), (&piece.key_path, key), (&piece.chain_path, chain)];
+    let wanted = files.into_iter().filter_map(|(path, text)| Some((path.clone()?, text)));
+    Ok(wanted.map(|(path, text)| (path, private(text.into_bytes(), mode, context))).collect())
 }
 
 /// A file that is its owner's alone where it can have one.

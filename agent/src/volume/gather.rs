@@ -1,4 +1,5 @@
-//! What a pod's volumes need from elsewhere: ConfigMaps, Secrets, tokens, trust bundles and claims, asked for all at once.
+//! What a pod's volumes need from elsewhere: ConfigMaps, Secrets, tokens, trust bundles, certificates and claims, asked
+//! for all at once.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,12 +9,12 @@ use k8s_openapi::api::core::v1::Pod;
 use super::claim::{self, Backing, ClaimRef, Claimed};
 use super::content::{self, Context, Fetched};
 use super::plan::{self, Atomic, Source, Wanted};
-use super::projection::Piece;
+use super::projection::{Certificate, Piece};
 use super::setup::Job;
 use super::{PodFacts, SetUpFailure, Volumes, host_path};
 use crate::cgroup;
 use crate::ids::{ObjectKey, PodUid};
-use crate::objects::{ObjectError, TokenAsk};
+use crate::objects::{CertificateAsk, ObjectError, TokenAsk};
 
 /// Tokens are renewed at this age at the latest, whatever their life.
 const MAX_TOKEN_AGE: Duration = Duration::from_secs(24 * 3600);
@@ -51,7 +52,7 @@ impl Volumes {
 
     async fn gather(&self, pod: &Pod, facts: &PodFacts, mut wanted: Wanted) -> (Wanted, Vec<Fetched>) {
         let fetched = match &wanted.source {
-            Source::Atomic(atomic) => self.fetch(pod, atomic).await,
+            Source::Atomic(atomic) => self.fetch(pod, &wanted.name, atomic).await,
             Source::Claim(claim) => {
                 match self.claimed(pod, facts, claim).await {
                     Ok(claimed) => apply(&mut wanted, claimed),
@@ -103,11 +104,12 @@ impl Volumes {
         Ok(())
     }
 
-    async fn fetch(&self, pod: &Pod, atomic: &Atomic) -> Vec<Fetched> {
-        join_all(atomic.pieces.iter().map(|piece| self.fetch_piece(pod, piece))).await
+    async fn fetch(&self, pod: &Pod, volume: &str, atomic: &Atomic) -> Vec<Fetched> {
+        let pieces = atomic.pieces.iter().enumerate();
+        join_all(pieces.map(|(source, piece)| self.fetch_piece(pod, piece, (volume, source)))).await
     }
 
-    async fn fetch_piece(&self, pod: &Pod, piece: &Piece) -> Fetched {
+    async fn fetch_piece(&self, pod: &Pod, piece: &Piece, place: (&str, usize)) -> Fetched {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
         let objects = &self.inner.objects;
         match piece {
@@ -122,9 +124,8 @@ impl Volumes {
                 Err(error) => absent(error, *optional),
             },
             Piece::Token { audience, expiration_seconds, .. } => {
-                let account = pod.spec.as_ref().and_then(|s| s.service_account_name.as_deref());
                 let ask = TokenAsk {
-                    service_account: ObjectKey::new(namespace, account.filter(|a| !a.is_empty()).unwrap_or("default")),
+                    service_account: ObjectKey::new(namespace, service_account(pod)),
                     pod_name: pod.metadata.name.clone().unwrap_or_default(),
                     pod_uid: PodUid::new(pod.metadata.uid.as_deref().unwrap_or_default()),
                     audience: audience.clone(),
@@ -143,8 +144,34 @@ impl Volumes {
                 },
                 None => Fetched::Nothing,
             },
+            Piece::Certificate(certificate) => {
+                match objects.pod_certificate(&certificate_ask(pod, certificate, place)).await {
+                    Ok(issued) => Fetched::Certificate(issued),
+                    Err(error) => absent(error, false),
+                }
+            }
             Piece::Downward { .. } | Piece::Refused(_) => Fetched::Nothing,
         }
+    }
+}
+
+fn service_account(pod: &Pod) -> &str {
+    let account = pod.spec.as_ref().and_then(|s| s.service_account_name.as_deref());
+    account.filter(|account| !account.is_empty()).unwrap_or("default")
+}
+
+fn certificate_ask(pod: &Pod, wanted: &Certificate, (volume, source): (&str, usize)) -> CertificateAsk {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+    CertificateAsk {
+        pod: ObjectKey::new(namespace, pod.metadata.name.as_deref().unwrap_or_default()),
+        pod_uid: PodUid::new(pod.metadata.uid.as_deref().unwrap_or_default()),
+        service_account: service_account(pod).to_owned(),
+        volume: volume.to_owned(),
+        source,
+        signer: wanted.signer.clone(),
+        key_type: wanted.key_type,
+        max_expiration_seconds: wanted.max_expiration_seconds,
+        annotations: wanted.annotations.clone(),
     }
 }
 
@@ -166,21 +193,28 @@ fn apply(wanted: &mut Wanted, claimed: Claimed) {
 fn said(error: &ObjectError) -> String {
     match error {
         ObjectError::NotFound { kind, key } => format!("{kind} {:?} not found", &*key.name),
-        ObjectError::Unavailable { reason, .. } => reason.clone(),
+        ObjectError::Unavailable { reason, .. } | ObjectError::Refused { reason, .. } => reason.clone(),
     }
 }
 
 fn absent(error: ObjectError, optional: bool) -> Fetched {
     match error {
         ObjectError::NotFound { .. } if optional => Fetched::Nothing,
-        ObjectError::NotFound { .. } => Fetched::Failed(said(&error)),
+        ObjectError::NotFound { .. } | ObjectError::Refused { .. } => Fetched::Failed(said(&error)),
         ObjectError::Unavailable { .. } => Fetched::Unavailable(error.to_string()),
     }
 }
 
-/// When a token is to be renewed: at 80 % of its life, and after a day at the latest.
+/// When to ask again. A token is to be renewed at 80 % of its life, and after a day at the latest.
 fn renewal(fetched: &Fetched) -> Option<SystemTime> {
-    let Fetched::Token(token) = fetched else { return None };
+    let token = match fetched {
+        Fetched::Token(token) => token,
+        Fetched::Certificate(issued) => {
+            let seconds = u64::try_from(issued.look_again_at?).unwrap_or(0);
+            return Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        }
+        _ => return None,
+    };
     let life = Duration::from_secs(u64::try_from(token.expires_at.saturating_sub(token.issued_at)).unwrap_or(0));
     let issued = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(token.issued_at).unwrap_or(0));
     Some(issued + (life * 4 / 5).min(MAX_TOKEN_AGE))

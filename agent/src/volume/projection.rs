@@ -1,12 +1,15 @@
 //! The sources of files of a volume: one of a configMap, secret or downwardAPI volume, several of a projected one. Pure.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{
-    ClusterTrustBundleProjection, DownwardAPIVolumeFile, KeyToPath, ProjectedVolumeSource, VolumeProjection,
+    ClusterTrustBundleProjection, DownwardAPIVolumeFile, KeyToPath, PodCertificateProjection, ProjectedVolumeSource,
+    VolumeProjection,
 };
 
 use super::trust::Chosen;
 use crate::ids::ObjectKey;
-use crate::objects::ObjectRef;
+use crate::objects::{KeyType, ObjectRef};
 
 /// One source of files.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,7 +19,21 @@ pub(super) enum Piece {
     Downward { items: Vec<DownwardAPIVolumeFile> },
     Token { audience: String, expiration_seconds: i64, path: String },
     TrustBundles { chosen: Chosen, optional: bool, path: String },
+    Certificate(Certificate),
     Refused(String),
+}
+
+/// A `podCertificate` source.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Certificate {
+    pub(super) signer: String,
+    pub(super) key_type: KeyType,
+    pub(super) max_expiration_seconds: Option<i32>,
+    pub(super) annotations: BTreeMap<String, String>,
+    /// Key and chain in one file.
+    pub(super) bundle_path: Option<String>,
+    pub(super) key_path: Option<String>,
+    pub(super) chain_path: Option<String>,
 }
 
 impl Piece {
@@ -26,7 +43,7 @@ impl Piece {
             Self::ConfigMap { name, .. } => Some(ObjectRef::ConfigMap(ObjectKey::new(namespace, name))),
             Self::Secret { name, .. } => Some(ObjectRef::Secret(ObjectKey::new(namespace, name))),
             Self::TrustBundles { chosen, .. } => chosen.reference().map(ObjectRef::TrustBundles),
-            Self::Downward { .. } | Self::Token { .. } | Self::Refused(_) => None,
+            Self::Downward { .. } | Self::Token { .. } | Self::Certificate(_) | Self::Refused(_) => None,
         }
     }
 }
@@ -59,8 +76,29 @@ fn piece(source: &VolumeProjection) -> Piece {
     if let Some(bundles) = &source.cluster_trust_bundle {
         return trust_bundles(bundles);
     }
-    let what = if source.pod_certificate.is_some() { "podCertificate" } else { "of this kind" };
-    Piece::Refused(format!("projected sources {what} are not supported by this node agent yet"))
+    if let Some(source) = &source.pod_certificate {
+        return certificate(source);
+    }
+    Piece::Refused("projected sources of this kind are not supported by this node agent yet".to_owned())
+}
+
+fn certificate(source: &PodCertificateProjection) -> Piece {
+    let Some(key_type) = KeyType::parse(&source.key_type) else {
+        return Piece::Refused(format!(
+            "podCertificate keyType {:?} is not supported by this node agent: choose ECDSAP256, ECDSAP384 or ED25519",
+            source.key_type
+        ));
+    };
+    let path = |path: &Option<String>| path.clone().filter(|path| !path.is_empty());
+    Piece::Certificate(Certificate {
+        signer: source.signer_name.clone(),
+        key_type,
+        max_expiration_seconds: source.max_expiration_seconds,
+        annotations: source.user_annotations.clone().unwrap_or_default(),
+        bundle_path: path(&source.credential_bundle_path),
+        key_path: path(&source.key_path),
+        chain_path: path(&source.certificate_chain_path),
+    })
 }
 
 fn trust_bundles(source: &ClusterTrustBundleProjection) -> Piece {

@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use super::*;
 use crate::event::Event;
 use crate::ids::ObjectKey;
-use crate::objects::{ObjectError, ServiceEnv, Token, TokenAsk, TrustBundle, TrustBundleRef};
+use crate::objects::{
+    CertificateAsk, ObjectError, PodCertificate, ServiceEnv, Token, TokenAsk, TrustBundle, TrustBundleRef,
+};
 
 mod attacks;
 mod claims;
@@ -25,6 +27,8 @@ struct Fake {
     claims: Mutex<BTreeMap<String, Value>>,
     pvs: Mutex<BTreeMap<String, Value>>,
     bundles: Mutex<Vec<Arc<TrustBundle>>>,
+    certificate: Mutex<Option<PodCertificate>>,
+    asked: Mutex<Vec<CertificateAsk>>,
     /// The API server does not answer.
     is_away: AtomicBool,
 }
@@ -71,6 +75,12 @@ impl Objects for Fake {
             reason: "connection refused".to_owned(),
         });
         Box::pin(async move { away.map_or(Ok(found), Err) })
+    }
+    fn pod_certificate<'a>(&'a self, ask: &'a CertificateAsk) -> BoxFuture<'a, Result<PodCertificate, ObjectError>> {
+        self.asked.lock().unwrap().push(ask.clone());
+        let pending = ObjectError::Unavailable { kind: "r", key: ask.pod.clone(), reason: "not issued yet".to_owned() };
+        let found = self.certificate.lock().unwrap().clone().ok_or(pending);
+        Box::pin(async move { found })
     }
     fn services<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<ServiceEnv>, ObjectError>> {
         Box::pin(async { Ok(Vec::new()) })

@@ -6,16 +6,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use base64::Engine as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 
+use super::pem;
 use crate::objects::{TrustBundle, TrustBundleRef};
 use crate::selector;
-
-/// Width of lines of PEM text (RFC 7468, section 2).
-const LINE: usize = 64;
 
 /// What a source chooses.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,31 +66,14 @@ pub(super) fn anchors(chosen: &Chosen, bundles: &[Arc<TrustBundle>], optional: b
             continue;
         }
         is_missing = false;
-        for certificate in CertificateDer::pem_slice_iter(bundle.pem.as_bytes()) {
-            let problem = |e| format!("while normalizing trust anchors of ClusterTrustBundle {:?}: {e}", bundle.name);
-            anchors.insert(certificate.map_err(problem)?.to_vec());
-        }
+        let found = pem::certificates(&bundle.pem);
+        let problem = |e| format!("while normalizing trust anchors of ClusterTrustBundle {:?}: {e}", bundle.name);
+        anchors.extend(found.map_err(problem)?);
     }
     if is_missing && !optional {
         return Err(chosen.missing());
     }
-    Ok(anchors.iter().map(|anchor| pem(anchor)).collect::<String>().into_bytes())
-}
-
-/// A certificate as PEM text.
-fn pem(der: &[u8]) -> String {
-    let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let mut out = String::with_capacity(text.len() + text.len() / LINE + 64);
-    out.push_str("-----BEGIN CERTIFICATE-----\n");
-    let mut rest = text.as_str();
-    while !rest.is_empty() {
-        let (line, more) = rest.split_at(rest.len().min(LINE));
-        out.push_str(line);
-        out.push('\n');
-        rest = more;
-    }
-    out.push_str("-----END CERTIFICATE-----\n");
-    out
+    Ok(anchors.iter().map(|anchor| pem::encode(pem::CERTIFICATE, anchor)).collect::<String>().into_bytes())
 }
 
 #[cfg(test)]

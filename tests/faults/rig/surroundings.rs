@@ -9,7 +9,10 @@ use futures_util::future::BoxFuture;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use nodelet::cgroup::{PodCgroup, Values};
 use nodelet::ids::{ObjectKey, PodUid};
-use nodelet::objects::{ObjectError, ObjectRef, Objects, ServiceEnv, Token, TokenAsk, TrustBundle, TrustBundleRef};
+use nodelet::objects::{
+    CertificateAsk, ObjectError, ObjectRef, Objects, PodCertificate, ServiceEnv, Token, TokenAsk, TrustBundle,
+    TrustBundleRef,
+};
 use nodelet::pod::facilities::{DiskUsage, Facilities, IdRange, PodVolumes, RuntimeFeatures, SubPath};
 use nodelet::pod::images;
 use nodelet::pod::shared::Settings;
@@ -146,6 +149,10 @@ impl Objects for NoObjects {
     }
 
     fn trust_bundles<'a>(&'a self, _: &'a TrustBundleRef) -> BoxFuture<'a, Result<Vec<Arc<TrustBundle>>, ObjectError>> {
+        refused()
+    }
+
+    fn pod_certificate<'a>(&'a self, _: &'a CertificateAsk) -> BoxFuture<'a, Result<PodCertificate, ObjectError>> {
         refused()
     }
 

@@ -219,7 +219,7 @@ fn found<T>(answer: Result<Arc<T>, ObjectError>) -> Result<Option<Arc<T>>, Failu
     match answer {
         Ok(object) => Ok(Some(object)),
         Err(ObjectError::NotFound { .. }) => Ok(None),
-        Err(error @ ObjectError::Unavailable { .. }) => Err(config_error(error)),
+        Err(error @ (ObjectError::Unavailable { .. } | ObjectError::Refused { .. })) => Err(config_error(error)),
     }
 }
 

@@ -9,7 +9,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::ids::{ObjectKey, PodUid};
 use crate::objects::{
-    ObjectError, ObjectRef, Objects, ServiceEnv, ServiceEnvPort, Token, TokenAsk, TrustBundle, TrustBundleRef,
+    CertificateAsk, ObjectError, ObjectRef, Objects, PodCertificate, ServiceEnv, ServiceEnvPort, Token, TokenAsk,
+    TrustBundle, TrustBundleRef,
 };
 
 #[derive(Default)]
@@ -149,6 +150,15 @@ impl Objects for AloneObjects {
                       join the node to a cluster"
             .to_owned();
         let error = ObjectError::Unavailable { kind: "clustertrustbundles", key: ObjectKey::new("", name), reason };
+        Box::pin(async move { Err(error) })
+    }
+
+    fn pod_certificate<'a>(&'a self, ask: &'a CertificateAsk) -> BoxFuture<'a, Result<PodCertificate, ObjectError>> {
+        let reason =
+            "this node runs alone, without a control plane that has signers; use a Secret, or join the node to a \
+                      cluster"
+                .to_owned();
+        let error = ObjectError::Refused { kind: "podcertificaterequest", key: ask.pod.clone(), reason };
         Box::pin(async move { Err(error) })
     }
 

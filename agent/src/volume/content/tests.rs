@@ -113,9 +113,12 @@ fn a_token_is_private_when_it_can_belong_to_somebody() {
 
 #[test]
 fn unsupported_projections_say_so() {
-    let volume = json!({"projected": {"sources": [{"podCertificate": {"keyType": "ED25519", "signerName": "x/y"}}]}});
-    let error = payload(&atomic(volume), &[Fetched::Nothing], &context(&Pod::default())).unwrap_err();
-    assert!(error.contains("podCertificate"), "{error}");
+    for key_type in ["RSA3072", "RSA4096", "ECDSAP521", "ed25519"] {
+        let volume =
+            json!({"projected": {"sources": [{"podCertificate": {"keyType": key_type, "signerName": "x/y"}}]}});
+        let error = payload(&atomic(volume), &[Fetched::Nothing], &context(&Pod::default())).unwrap_err();
+        assert!(error.contains(&format!("keyType \"{key_type}\" is not supported")), "{error}");
+    }
 }
 
 #[test]

@@ -70,3 +70,47 @@ fn a_pod_uses_the_bundles_of_its_sources_and_none_without_a_selector() {
     let expected = [TrustBundleRef::Name("a".to_owned()), TrustBundleRef::Signer("s/x".to_owned())];
     assert_eq!(refs, expected.map(ObjectRef::TrustBundles));
 }
+
+fn certified() -> Arc<Pod> {
+    let sources = json!([
+        {"downwardAPI": {"items": [{"path": "name", "fieldRef": {"fieldPath": "metadata.name"}}]}},
+        {"podCertificate": {"signerName": "s/x", "keyType": "ED25519", "maxExpirationSeconds": 7200,
+            "userAnnotations": {"s/a": "b"}, "credentialBundlePath": "bundle.pem", "keyPath": "key.pem",
+            "certificateChainPath": "chain.pem"}}]);
+    make_pod_with(json!([{"name": "v", "projected": {"sources": sources}}]), json!({"runAsUser": 7}))
+}
+
+#[tokio::test]
+async fn key_and_chain_of_a_certificate_are_written_together_and_looked_at_when_it_is_time() {
+    let mut node = Node::new();
+    let pod = certified();
+    let error = node.ensure(&pod).await.unwrap_err().to_string();
+    assert!(error.contains("not issued yet"), "{error}");
+    let issue = |node: &Node, key: &[u8], chain: String, look_again_at| {
+        let issued = PodCertificate { key: key.into(), chain: chain.into(), look_again_at: Some(look_again_at) };
+        *node.objects.certificate.lock().unwrap() = Some(issued);
+    };
+    issue(&node, &[0x30, 1, 1], format!("spoken\n{ONE}{TWO}"), 5000);
+    let placed = node.ensure(&pod).await.unwrap();
+    let ask = node.objects.asked.lock().unwrap().pop().unwrap();
+    assert_eq!((&*ask.volume, ask.source, &*ask.signer, &*ask.service_account), ("v", 1, "s/x", "default"));
+    assert_eq!((ask.max_expiration_seconds, ask.annotations.len()), (Some(7200), 1));
+    let path = placed.host_path("v").unwrap().to_owned();
+    let read = |name: &str| std::fs::read_to_string(path.join(name)).unwrap();
+    let key = "-----BEGIN PRIVATE KEY-----\nMAEB\n-----END PRIVATE KEY-----\n";
+    assert_eq!([read("key.pem"), read("chain.pem")], [key.to_owned(), format!("{ONE}{TWO}")]);
+    assert_eq!((read("bundle.pem"), read("name")), (format!("{key}{ONE}{TWO}"), "p".to_owned()));
+    let file = std::fs::metadata(path.join("key.pem")).unwrap();
+    assert_eq!((mode(&path.join("..data/key.pem")), file.uid()), (0o600, 7), "the containers' user and nobody else");
+    assert_eq!(placed.refresh_at, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(5000)));
+
+    issue(&node, &[0x30, 1, 2], TWO.to_owned(), 9000);
+    node.ensure(&pod).await.unwrap();
+    assert_eq!((read("key.pem").contains("MAEC"), read("chain.pem").as_str()), (true, TWO));
+
+    // Another agent has to ask again, and what is there serves meanwhile.
+    *node.objects.certificate.lock().unwrap() = None;
+    node.restart();
+    node.ensure(&pod).await.unwrap();
+    assert_eq!(read("chain.pem"), TWO);
+}
