@@ -7,6 +7,7 @@ mod disk;
 mod ending;
 mod garbage;
 mod harness_itself;
+mod images;
 mod kills;
 mod leftovers;
 mod limits;

@@ -352,10 +352,9 @@ async fn image_mount(
         return Err(config_error(text));
     }
     let version = context.shared.runtime.version().await.map_err(|error| config_error(error.text()))?;
-    if !mounts_images(&version.runtime_name, &version.runtime_version) {
-        // An older one would ignore the field and mount nothing there.
+    if let Some(needed) = lacks(&version.runtime_name, &version.runtime_version, !image_sub_path.is_empty()) {
         let message = format!(
-            "image volume \"{}\" needs containerd 2.1 or later; this node has {} {}",
+            "image volume \"{}\" needs {needed}; this node has {} {}",
             mount.name, version.runtime_name, version.runtime_version
         );
         return Err(Failure { reason: "CreateContainerError", message, container: None });
@@ -373,12 +372,15 @@ async fn image_mount(
     Ok(wire)
 }
 
-/// Whether a runtime knows image mounts. Only containerd's older versions are known not to.
-fn mounts_images(name: &str, version: &str) -> bool {
+/// What an image mount needs and a runtime has not: it would ignore the field, and mount nothing or the whole image. Only
+/// of containerd's older versions it is known (containerd#10579 and #11578).
+fn lacks(name: &str, version: &str, with_sub_path: bool) -> Option<&'static str> {
     let mut numbers = version.trim_start_matches('v').split(['.', '-', '+', '~']).map(str::parse::<u32>);
-    match (name, numbers.next(), numbers.next()) {
-        ("containerd", Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= (2, 1),
-        _ => true,
+    let ("containerd", Some(Ok(major)), Some(Ok(minor))) = (name, numbers.next(), numbers.next()) else { return None };
+    match (major, minor) {
+        known if known < (2, 1) => Some("containerd 2.1 or later"),
+        known if known < (2, 2) && with_sub_path => Some("containerd 2.2 or later for its subPath"),
+        _ => None,
     }
 }
 
@@ -451,16 +453,18 @@ mod tests {
 
     #[test]
     fn an_image_volume_needs_a_runtime_that_mounts_it() {
-        for (name, version, expected) in [
-            ("containerd", "1.6.20~ds1", false),
-            ("containerd", "v1.7.27", false),
-            ("containerd", "v2.0.5", false),
-            ("containerd", "v2.1.0-rc.1", true),
-            ("containerd", "v2.4.2", true),
-            ("containerd", "unknown", true),
-            ("cri-o", "1.31.0", true),
+        for (name, version, whole, sub_path) in [
+            ("containerd", "1.6.20~ds1", false, false),
+            ("containerd", "v1.7.27", false, false),
+            ("containerd", "v2.0.5", false, false),
+            ("containerd", "v2.1.0-rc.1", true, false),
+            ("containerd", "v2.2.0", true, true),
+            ("containerd", "v2.4.2", true, true),
+            ("containerd", "unknown", true, true),
+            ("cri-o", "1.31.0", true, true),
         ] {
-            assert_eq!(mounts_images(name, version), expected, "{name} {version}");
+            let found = [false, true].map(|with_sub_path| lacks(name, version, with_sub_path).is_none());
+            assert_eq!(found, [whole, sub_path], "{name} {version}");
         }
     }
 }
