@@ -84,7 +84,8 @@ fn api(parts: &Parts<'_>) -> Api {
     let config = parts.config;
     let Served { runtime, prober, cgroups, volumes } = parts.served.clone();
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let found = Found { driver: cgroups.driver(), max_open_files: limit.unwrap_or(u64::MAX) };
+    let max_open_files = limit.and_then(|limit| i64::try_from(limit).ok()).unwrap_or(i64::MAX);
+    let found = Found { driver: cgroups.driver(), max_open_files };
     let (settings, node) = (&config.kubelet.server, config.node_name.clone());
     let client = parts.client.kube();
     Api {

@@ -15,8 +15,8 @@ use crate::config::kubelet::Taint;
 pub struct Found {
     /// The runtime's cgroup driver, where it says one, else the configured.
     pub driver: Driver,
-    /// Most open files of this process.
-    pub max_open_files: u64,
+    /// Most open files of this process; the largest number for no limit.
+    pub max_open_files: i64,
 }
 
 /// How a field's absence is told.
