@@ -21,6 +21,8 @@ pub enum Version {
     V1_6,
     /// 2.4.2, built from its Go module.
     V2,
+    /// The same with a newer runc than Debian's, built from its Go module: users of a pod's own need runc 1.2.
+    V2WithUsers,
 }
 
 /// Which CNI chain pods get.
@@ -47,7 +49,7 @@ impl Containerd {
     pub async fn start(version: Version, cni: Cni, pod_cidr: &str, netns: &Netns, base: &Path) -> anyhow::Result<Self> {
         let mut made = Self { version, base: base.to_path_buf(), daemon: None };
         fs::create_dir_all(base)?;
-        fs::write(base.join("config.toml"), configuration(version, base))?;
+        fs::write(base.join("config.toml"), configuration(version, base)?)?;
         write_cni(cni, pod_cidr, base)?;
         made.spawn(netns)?;
         let mut client = CriClient::connect_within(made.socket(), Duration::from_secs(30))
@@ -109,10 +111,10 @@ impl Containerd {
     pub fn import(&self, archive: &Path) -> anyhow::Result<()> {
         let mut ctr = match self.version {
             Version::V1_6 => Command::new("ctr"),
-            Version::V2 => Command::new(programs::built("v2/ctr")?),
+            Version::V2 | Version::V2WithUsers => Command::new(programs::built("v2/ctr")?),
         };
         ctr.arg("--address").arg(self.socket()).args(["--namespace", "k8s.io", "images", "import"]);
-        if self.version == Version::V2 {
+        if self.version != Version::V1_6 {
             // The transfer service of 2.x looks for unpack platforms that this configuration leaves out.
             ctr.arg("--local");
         }
@@ -129,7 +131,7 @@ impl Containerd {
     fn spawn(&mut self, netns: &Netns) -> anyhow::Result<()> {
         let binary = match self.version {
             Version::V1_6 => PathBuf::from("/usr/bin/containerd"),
-            Version::V2 => programs::built("v2/containerd")?,
+            Version::V2 | Version::V2WithUsers => programs::built("v2/containerd")?,
         };
         let log = File::options().create(true).append(true).open(self.base.join("containerd.log"))?;
         // containerd looks for its shim on PATH; the one beside it is of the same version.
@@ -210,7 +212,7 @@ pub(crate) fn tail(path: &Path, lines: usize) -> String {
 
 /// `restrict_oom_score_adj`: without CAP_SYS_RESOURCE a sandbox cannot have the score that CRI asks for.
 /// `netns_mounts_under_state_dir`: so that all that belongs to a node is below its directory.
-fn configuration(version: Version, base: &Path) -> String {
+fn configuration(version: Version, base: &Path) -> anyhow::Result<String> {
     let base = base.display();
     let common = "restrict_oom_score_adj = true\nnetns_mounts_under_state_dir = true\n";
     let (number, runtime, bin, head) = match version {
@@ -223,14 +225,18 @@ fn configuration(version: Version, base: &Path) -> String {
                 format!("[plugins.\"{cri}\"]\nsandbox_image = \"localhost/pause:1\"\n{common}"),
             )
         }
-        Version::V2 => {
+        Version::V2 | Version::V2WithUsers => {
             let (cri, images) = ("io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images");
             let pinned = format!("[plugins.\"{images}\".pinned_images]\nsandbox = \"localhost/pause:1\"\n");
             let bin = format!("bin_dirs = [\"{base}/cni/bin\"]");
             (3, cri, bin, format!("{pinned}[plugins.\"{cri}\"]\n{common}"))
         }
     };
-    format!(
+    let runc = match version {
+        Version::V1_6 | Version::V2 => String::new(),
+        Version::V2WithUsers => format!("BinaryName = \"{}\"\n", programs::built("runc/runc")?.display()),
+    };
+    Ok(format!(
         "version = {number}\nroot = \"{base}/root\"\nstate = \"{base}/state\"\n\
          disabled_plugins = [\"io.containerd.nri.v1.nri\"]\n\
          [grpc]\naddress = \"{base}/containerd.sock\"\n\
@@ -238,8 +244,8 @@ fn configuration(version: Version, base: &Path) -> String {
          [plugins.\"{runtime}\".cni]\n{bin}\nconf_dir = \"{base}/cni/conf\"\n\
          [plugins.\"{runtime}\".containerd]\ndefault_runtime_name = \"runc\"\n\
          [plugins.\"{runtime}\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
-         [plugins.\"{runtime}\".containerd.runtimes.runc.options]\nRoot = \"{base}/runc\"\nSystemdCgroup = false\n"
-    )
+         [plugins.\"{runtime}\".containerd.runtimes.runc.options]\nRoot = \"{base}/runc\"\nSystemdCgroup = false\n{runc}"
+    ))
 }
 
 /// Fills the CNI directories.

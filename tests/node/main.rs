@@ -15,3 +15,4 @@ mod logs;
 mod look;
 mod restarts;
 mod static_pods;
+mod users;

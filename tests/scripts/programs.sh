@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Builds the Go programs that tests run into build/. Does nothing when sources and versions are those of the last build.
 #   programs.sh images   the programs of the test images only: seconds
-#   programs.sh          all: the control plane, containerd 2.x and the CNI plugins, too
+#   programs.sh          all: the control plane, containerd 2.x, a runc of its time and the CNI plugins, too
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-mkdir -p build/v2 build/cni
+mkdir -p build/v2 build/runc build/cni
 exec 9>build/programs.lock
 flock 9
 command_line=$0
@@ -24,7 +24,7 @@ if is_new build/image-programs.stamp tests/go/go.mod tests/go/cmd/echo tests/go/
   (cd tests/go && CGO_ENABLED=0 go build -ldflags "-s -w" -o ../../build/ ./cmd/echo ./cmd/pause)
   echo "$want" >build/image-programs.stamp
 fi
-if [ "${1:-}" = images ] || ! is_new build/all-programs.stamp tests/go tests/go-containerd; then exit 0; fi
+if [ "${1:-}" = images ] || ! is_new build/all-programs.stamp tests/go tests/go-containerd tests/go-runc; then exit 0; fi
 need_go
 echo "building the Go programs for tests (about 7 minutes on 2 cores when Go's build cache is cold)" >&2
 version="-X k8s.io/component-base/version.gitVersion=v1.37.2 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=37"
@@ -38,4 +38,5 @@ version="-X k8s.io/component-base/version.gitVersion=v1.37.2 -X k8s.io/component
   CGO_ENABLED=0 go build -ldflags "-s -w" -o ../../build/cni/ github.com/containernetworking/cni/cnitool \
     $plugins/ipam/host-local $plugins/main/bridge $plugins/main/loopback $plugins/meta/portmap
 )
+(cd tests/go-runc && go build -tags seccomp -ldflags "-s -w -X main.version=1.4.4" -o ../../build/runc/ github.com/opencontainers/runc)
 echo "$want" >build/all-programs.stamp

@@ -6,9 +6,12 @@ cd "$(dirname "$0")/../.."
 # program:package (protoc: containerd-client's build script runs it)
 missing=()
 for need in containerd:containerd runc:runc nft:nftables conntrack:conntrack busybox:busybox-static ip:iproute2 \
-  bash-static:bash-static jq:jq curl:curl gcc:gcc tar:tar protoc:protobuf-compiler; do
+  bash-static:bash-static jq:jq curl:curl gcc:gcc pkg-config:pkg-config tar:tar \
+  protoc:protobuf-compiler; do
   command -v "${need%%:*}" >/dev/null || missing+=("${need##*:}")
 done
+# For the runc that tests build.
+[ -e /usr/include/seccomp.h ] || [ "${1:-}" = demo ] || missing+=(libseccomp-dev)
 if [ ${#missing[@]} -gt 0 ]; then
   echo "installing ${missing[*]}" >&2
   command -v apt-get >/dev/null || { echo "setup: needs ${missing[*]}; this script installs only with apt-get" >&2; exit 1; }
