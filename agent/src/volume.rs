@@ -40,6 +40,7 @@ mod claim;
 mod content;
 mod gather;
 mod host_path;
+mod huge_pages;
 mod local;
 mod measure;
 mod mount;

@@ -97,6 +97,28 @@ pub(super) fn mount_tmpfs(target: &Dir, size: Option<u64>) -> Result<(), PathErr
     tmpfs(size).and_then(|mount| attach(&mount, target.as_fd())).map_err(|e| error("mount tmpfs on", target.path(), e))
 }
 
+/// Mounts huge pages on a directory; its root has this mode, because no other handle leads to it. What the node has of
+/// them counts when a file is written, not here.
+pub(super) fn mount_huge_pages(target: &Dir, page: u64, mode: u32) -> Result<(), PathError> {
+    let made = huge_pages(page, mode).and_then(|mount| attach(&mount, target.as_fd()));
+    made.map_err(|e| error("mount huge pages on", target.path(), e))
+}
+
+fn huge_pages(page: u64, mode: u32) -> io::Result<OwnedFd> {
+    let context = rustix::mount::fsopen("hugetlbfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_set_string(context.as_fd(), "source", "nodev")?;
+    rustix::mount::fsconfig_set_string(context.as_fd(), "pagesize", page.to_string())?;
+    rustix::mount::fsconfig_set_string(context.as_fd(), "mode", format!("{mode:o}"))?;
+    rustix::mount::fsconfig_create(context.as_fd()).map_err(|e| match e {
+        rustix::io::Errno::INVAL => io::Error::other(format!(
+            "{e}: the kernel has no huge pages of {page} bytes (/sys/kernel/mm/hugepages lists the sizes it has)"
+        )),
+        e => e.into(),
+    })?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RELATIME;
+    Ok(rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+}
+
 fn attach(mount: &OwnedFd, target: BorrowedFd<'_>) -> io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(rustix::mount::move_mount(mount.as_fd(), "", target, "", flags)?)

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Pod, Volume, VolumeMount};
 
 use super::claim::{BindOption, ClaimRef, Claimed};
 use super::projection::{Piece, pieces};
-use super::{SetUpFailure, host_path};
+use super::{SetUpFailure, host_path, huge_pages};
 use crate::objects::ObjectRef;
 use crate::quantity::Quantity;
 
@@ -63,6 +63,8 @@ pub(super) enum Source {
 pub(super) enum Medium {
     Disk,
     Memory,
+    /// hugetlbfs with pages of this many bytes.
+    HugePages(u64),
 }
 
 /// A volume of files from the API.
@@ -112,7 +114,7 @@ pub(super) enum Step {
 pub(super) fn step(medium: Medium, observed: Observed) -> Step {
     let there = match medium {
         Medium::Disk => observed.exists,
-        Medium::Memory => observed.exists && observed.mounted,
+        Medium::Memory | Medium::HugePages(_) => observed.exists && observed.mounted,
     };
     if observed.ready && there { Step::Keep } else { Step::SetUp }
 }
@@ -139,7 +141,7 @@ pub(super) fn wanted(pod: &Pod) -> Vec<Wanted> {
         // The runtime mounts images itself.
         .filter(|volume| volume.image.is_none())
         .map(|volume| {
-            let source = claim(volume).map_or_else(|| source(volume), Source::Claim);
+            let source = claim(volume).map_or_else(|| source(pod, volume), Source::Claim);
             Wanted {
                 name: volume.name.clone(),
                 // The agent writes to these, and nobody else may.
@@ -239,10 +241,10 @@ fn nested_mount_points(volume: &str, containers: &[&[VolumeMount]]) -> BTreeSet<
     found
 }
 
-fn source(volume: &Volume) -> Source {
+fn source(pod: &Pod, volume: &Volume) -> Source {
     if let Some(empty) = &volume.empty_dir {
         let limit = empty.size_limit.as_ref().map(|q| q.0.as_str());
-        let source = empty_dir(empty.medium.as_deref().unwrap_or_default(), limit);
+        let source = empty_dir(pod, empty.medium.as_deref().unwrap_or_default(), limit);
         return source.unwrap_or_else(|reason| refused(volume, reason));
     }
     if let Some(host) = &volume.host_path {
@@ -286,13 +288,14 @@ fn refused(volume: &Volume, reason: String) -> Source {
     Source::Failed(SetUpFailure::set_up(&volume.name, reason))
 }
 
-fn empty_dir(medium: &str, limit: Option<&str>) -> Result<Source, String> {
+fn empty_dir(pod: &Pod, medium: &str, limit: Option<&str>) -> Result<Source, String> {
     let limit = limit.and_then(|l| Quantity::parse(l).ok()).and_then(|q| u64::try_from(q.value()).ok());
     match medium {
         "" => Ok(Source::EmptyDir { medium: Medium::Disk, limit }),
         "Memory" => Ok(Source::EmptyDir { medium: Medium::Memory, limit }),
-        huge if huge.starts_with("HugePages") => {
-            Err(format!("emptyDir medium {huge:?} is not supported by this node agent yet"))
+        huge if huge.starts_with(huge_pages::MEDIUM) => {
+            let page = huge_pages::page_size(huge, pod)?;
+            Ok(Source::EmptyDir { medium: Medium::HugePages(page), limit })
         }
         other => Err(format!("unknown storage medium {other:?}")),
     }

@@ -181,9 +181,14 @@ impl Place<'_> {
         };
         let (parent, name) = relative.rsplit_once('/').unwrap_or(("", &relative));
         let directory = pod.ensure(parent, PRIVATE)?.ensure(name, OPEN)?;
-        if self.medium == Medium::Memory && !observed.mounted {
-            directory.set_mode(OPEN)?;
-            mount::mount_tmpfs(&directory, self.job.size)?;
+        match self.medium {
+            Medium::Memory | Medium::HugePages(_) if observed.mounted => {}
+            Medium::Disk => {}
+            Medium::Memory => {
+                directory.set_mode(OPEN)?;
+                mount::mount_tmpfs(&directory, self.job.size)?;
+            }
+            Medium::HugePages(page) => mount::mount_huge_pages(&directory, page, OPEN)?,
         }
         // Opened again: the mount covers what was opened before it.
         Ok((pod.child(&relative)?, Step::SetUp))

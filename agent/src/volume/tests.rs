@@ -17,6 +17,7 @@ use crate::objects::{
 mod attacks;
 mod claims;
 mod figures;
+mod huge_pages;
 mod projections;
 
 /// Objects that tests change.

@@ -94,7 +94,15 @@ fn source(report: &mut Report, path: &str, volume: &Volume) {
         downward_items(report, &format!("{path}.downwardAPI"), downward.items.as_deref());
     }
     if let Some(empty) = &volume.empty_dir {
-        report.one_of(format!("{path}.emptyDir.medium"), empty.medium.as_deref(), &["", "Memory", "HugePages"]);
+        let sized = empty.medium.as_deref().and_then(|medium| medium.strip_prefix("HugePages-"));
+        match sized {
+            Some(size) if crate::quantity::Quantity::parse(size).is_ok() => {}
+            _ => report.one_of(
+                format!("{path}.emptyDir.medium"),
+                empty.medium.as_deref(),
+                &["", "Memory", "HugePages", "HugePages-2Mi"],
+            ),
+        }
         if let Some(limit) = &empty.size_limit {
             super::container::quantity(report, &format!("{path}.emptyDir.sizeLimit"), limit);
         }
