@@ -17,6 +17,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     spare_memory();
+    nodelet::memory::set_limits();
     let cli = match Cli::try_parse_from(rewrite(std::env::args().collect())) {
         Ok(cli) => cli,
         Err(error) => {

@@ -14,6 +14,21 @@ use tokio_util::sync::CancellationToken;
 const PERIOD: Duration = Duration::from_secs(60);
 /// What must have been freed to be worth the work: what the next pod needs should not have to come from the kernel.
 const WORTH: usize = 2 << 20;
+/// glibc's own first value of both limits, in bytes.
+#[cfg(all(target_env = "gnu", not(feature = "mimalloc")))]
+const LARGE: libc::c_int = 128 << 10;
+
+/// Large pieces come from the kernel and go back to it one by one, and heaps end where they are used. Without a word glibc
+/// moves both limits up to twice the largest piece that was ever freed, so that each heap of a thread may keep megabytes at
+/// its end, where [`give_back`] does not look. To be called before threads are started.
+pub fn set_limits() {
+    #[cfg(all(target_env = "gnu", not(feature = "mimalloc")))]
+    // SAFETY: the function has no precondition (mallopt(3)).
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, LARGE);
+    }
+}
 
 /// Asks the allocator now and then, until shutdown.
 pub async fn run(shutdown: CancellationToken) {

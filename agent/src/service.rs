@@ -39,6 +39,7 @@ pub mod metrics;
 pub mod node_ports;
 pub mod notes;
 pub mod notice;
+pub mod packed;
 pub mod program;
 pub mod programmer;
 pub mod refusal;

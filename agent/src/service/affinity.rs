@@ -9,7 +9,7 @@ use std::io;
 use std::net::IpAddr;
 
 use super::element::{family, read_affinity};
-use super::program::Program;
+use super::program::{Program, Way};
 use super::structure::{SetName, TABLE};
 use super::table::Tables;
 use super::{Backend, Front, Local};
@@ -21,13 +21,14 @@ use crate::nft::socket::{Kernel, again};
 /// Whether a client's endpoint no longer serves it.
 pub fn is_stale(local: &Local, program: Option<&Program>, client: IpAddr, backend: &Backend) -> bool {
     let Some(program) = program.filter(|program| program.affinity.is_some()) else { return true };
-    let all = program.all.backends().contains(backend);
+    let has = |way: &Way| way.backends().any(|other| other == *backend);
+    let all = has(&program.all);
     let Some(way) = &program.local else { return !all };
     match local {
         Local::Networks(networks) if networks.iter().any(|network| network.contains(client)) => !all,
-        Local::Networks(_) => !way.backends().contains(backend),
+        Local::Networks(_) => !has(way),
         // Where the client is cannot be told from its address.
-        Local::Interface(_) | Local::InterfacePrefix(_) => !all && !way.backends().contains(backend),
+        Local::Interface(_) | Local::InterfacePrefix(_) => !all && !has(way),
     }
 }
 

@@ -15,6 +15,7 @@ use std::net::IpAddr;
 use netlink_sys::constants::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 
+use super::program::{Program, Way};
 use super::{Backend, Front, Protocol};
 use crate::nft::Family;
 use crate::nft::decode::{attribute, messages};
@@ -42,44 +43,40 @@ pub struct Flow {
     names: Vec<(u16, Vec<u8>)>,
 }
 
-/// Whether a flow is to be deleted. `touched` are the fronts that may have changed, `backends` what serves a front now in
-/// both of its views.
+/// Whether a flow is to be deleted. `touched` are the fronts that may have changed, `program` what a front comes to now.
 ///
 /// A flow is stale when who answers is not among the backends; that covers flows that were never translated (they are
 /// "answered" by the front itself) once there is a backend. A front that is gone has no backends, so all translated
 /// flows to it are stale.
-pub fn is_stale<'a>(
-    flow: &Flow,
-    touched: &BTreeSet<Front>,
-    backends: impl Fn(&Front) -> Option<[&'a [Backend]; 2]>,
-) -> bool {
+pub fn is_stale<'a>(flow: &Flow, touched: &BTreeSet<Front>, program: impl Fn(&Front) -> Option<&'a Program>) -> bool {
     if !touched.contains(&flow.front) {
         return false;
     }
     let untranslated = flow.answers.address == flow.front.address && flow.answers.port == flow.front.port;
-    let backends = backends(&flow.front).unwrap_or_default();
-    let is_served = backends.iter().any(|view| !view.is_empty());
+    let ways = program(&flow.front).into_iter().flat_map(|program| [Some(&program.all), program.local.as_ref()]);
+    let mut backends = ways.flatten().flat_map(Way::backends).peekable();
+    let is_served = backends.peek().is_some();
     if flow.front.protocol == Protocol::Tcp {
         return untranslated && !flow.is_answered && is_served;
     }
     if !is_served {
         return !untranslated;
     }
-    !backends.iter().any(|view| view.contains(&flow.answers))
+    !backends.any(|backend| backend == flow.answers)
 }
 
 /// Deletes the stale flows of the fronts of a family in `touched`; answers how many, `None` where there is no such front.
 pub fn reconcile<'a>(
     family: Family,
     touched: &BTreeSet<Front>,
-    backends: impl Fn(&Front) -> Option<[&'a [Backend]; 2]>,
+    program: impl Fn(&Front) -> Option<&'a Program>,
 ) -> io::Result<Option<u64>> {
     if !touched.iter().any(|front| super::element::family(front.address) == family) {
         return Ok(None);
     }
     let socket = open()?;
     let mut deleted = 0;
-    for flow in flows(&socket, family)?.iter().filter(|flow| is_stale(flow, touched, &backends)) {
+    for flow in flows(&socket, family)?.iter().filter(|flow| is_stale(flow, touched, &program)) {
         delete(&socket, family, flow)?;
         deleted += 1;
     }
@@ -186,16 +183,17 @@ mod tests {
         let flow = |answers| Flow { front, answers, is_answered: false, names: Vec::new() };
         let own = Backend { address: front.address, port: front.port };
         let touched = BTreeSet::from([front]);
-        let (one, none) = ([backend(1)], []);
-        for (what, answers, backends, stale) in [
-            ("a living endpoint", backend(1), Some(&one[..]), false),
-            ("a dead endpoint", backend(2), Some(&one[..]), true),
-            ("never translated, now served", own, Some(&one[..]), true),
-            ("never translated, not served", own, Some(&none[..]), false),
-            ("translated, nobody serves now", backend(1), Some(&none[..]), true),
+        let served = |by: &[Backend]| Program { all: Way::To(by.iter().copied().collect()), ..Program::default() };
+        let (one, none) = (served(&[backend(1)]), Program::default());
+        for (what, answers, program, stale) in [
+            ("a living endpoint", backend(1), Some(&one), false),
+            ("a dead endpoint", backend(2), Some(&one), true),
+            ("never translated, now served", own, Some(&one), true),
+            ("never translated, not served", own, Some(&none), false),
+            ("translated, nobody serves now", backend(1), Some(&none), true),
             ("translated, Service gone", backend(1), None, true),
         ] {
-            assert_eq!(is_stale(&flow(answers), &touched, |_| backends.map(|b| [b, &[]])), stale, "{what}");
+            assert_eq!(is_stale(&flow(answers), &touched, |_| program), stale, "{what}");
         }
         let tcp = Front { protocol: Protocol::Tcp, ..front };
         let own_tcp = |is_answered| Flow { front: tcp, is_answered, ..flow(own) };
@@ -204,11 +202,8 @@ mod tests {
             ("answered by whoever has the address", own_tcp(true), false),
             ("translated to an endpoint that is gone", Flow { front: tcp, ..flow(backend(2)) }, false),
         ] {
-            assert_eq!(is_stale(&flow, &BTreeSet::from([tcp]), |_| Some([&one[..], &[]])), stale, "TCP, {what}");
+            assert_eq!(is_stale(&flow, &BTreeSet::from([tcp]), |_| Some(&one)), stale, "TCP, {what}");
         }
-        assert!(
-            !is_stale(&flow(backend(2)), &BTreeSet::new(), |_| Some([&one[..], &[]])),
-            "an untouched front keeps its flows"
-        );
+        assert!(!is_stale(&flow(backend(2)), &BTreeSet::new(), |_| Some(&one)), "an untouched front keeps its flows");
     }
 }

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::notes::Notes;
+use super::packed::Packed;
 use super::select::{Endpoint, Hints, Standing, Zones};
 use super::slim::{self, HEADLESS, LAST_CHANGE, SERVICE_NAME, SERVICE_PROXY_NAME};
 use super::{Cidr, Protocol, parse_address};
@@ -60,7 +61,7 @@ pub struct Slice {
     /// Its ports: name, protocol, number.
     pub ports: Box<[(Box<str>, Protocol, u16)]>,
     /// Its endpoints.
-    pub endpoints: Box<[Endpoint]>,
+    pub endpoints: Packed<Endpoint>,
 }
 
 impl Slice {

@@ -54,7 +54,7 @@ pub fn pod_name(key: &ObjectKey) -> Option<&str> {
 /// What the hostPorts of a pod come to on a node with these addresses.
 pub fn desired(ports: &[HostPort], node: &[IpAddr]) -> Desired {
     let claim = |port: &HostPort| Claim {
-        program: Program { all: Way::To([port.pod].into()), ..Program::default() },
+        program: Program { all: Way::To([port.pod].into_iter().collect()), ..Program::default() },
         rank: Rank::HostPort,
     };
     ports.iter().flat_map(|port| port.fronts(node).map(move |front| (front, claim(port)))).collect()

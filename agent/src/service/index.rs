@@ -1,7 +1,8 @@
 //! What the watches have said, in compact form, and what each Service comes to. Pure.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -61,6 +62,8 @@ pub struct Index {
     zones: Zones,
     /// The bit of this node's zone.
     zone: u16,
+    /// One text for each namespace, however many objects are in it.
+    namespaces: HashSet<Arc<str>>,
     services: HashMap<ObjectKey, Service>,
     slices: HashMap<ObjectKey, Slice>,
     /// In order; nearly always one.
@@ -235,7 +238,7 @@ impl Index {
             let slices = &self.slices;
             let ready = |e: &Endpoint, address| e.local && e.address == address && e.standing == Standing::Ready;
             self.leaving
-                .settle(|address| slices.values().any(|slice| slice.endpoints.iter().any(|e| ready(e, address))));
+                .settle(|address| slices.values().any(|slice| slice.endpoints.iter().any(|e| ready(&e, address))));
         }
     }
 
@@ -280,8 +283,20 @@ impl Index {
         let families = [false, true].map(|v6| new.cluster_ips.iter().any(|ip| ip.is_ipv6() == v6));
         let check = (new.health_check_port > 0).then_some(HealthCheck { port: new.health_check_port, families });
         self.set_health_check(&key, check);
+        let key = self.shared(key);
         self.services.insert(key.clone(), new);
         self.dirty.insert(key);
+    }
+
+    /// The same key with the namespace's text that all others have.
+    fn shared(&mut self, key: ObjectKey) -> ObjectKey {
+        let ObjectKey { namespace, name } = key;
+        let known = self.namespaces.get(&namespace).cloned();
+        let namespace = known.unwrap_or_else(|| {
+            self.namespaces.insert(namespace.clone());
+            namespace
+        });
+        ObjectKey { namespace, name }
     }
 
     fn remove_service(&mut self, key: &ObjectKey) {
@@ -350,8 +365,12 @@ impl Index {
         if self.slices.get(&key).is_some_and(|old| old.service != new.service) {
             self.remove_slice(&key);
         }
-        // One text for each name, however many slices, sets and tables have it.
-        new.service = self.services.get_key_value(&new.service).map_or(new.service, |(known, _)| known.clone());
+        let key = self.shared(key);
+        // The Service's own texts, where it is known.
+        new.service = match self.services.get_key_value(&new.service) {
+            Some((known, _)) => known.clone(),
+            None => self.shared(new.service),
+        };
         self.dirty.insert(new.service.clone());
         let of = self.slices_of.entry(new.service.clone()).or_default();
         if let Err(place) = of.binary_search(&key) {
@@ -429,7 +448,7 @@ impl Index {
         self.own_slices(key)
             .flat_map(|(_, slice)| {
                 let number = slice.number(port);
-                number.into_iter().flat_map(|number| slice.endpoints.iter().map(move |e| (self.standing(*e), number)))
+                number.into_iter().flat_map(|number| slice.endpoints.iter().map(move |e| (self.standing(e), number)))
             })
             .collect()
     }
@@ -447,7 +466,7 @@ impl Index {
 fn program(service: &Service, selected: &Selected, address: IpAddr, rank: Rank) -> Program {
     let to = |backends: &[Backend], otherwise: Way| match backends {
         [] => otherwise,
-        backends => Way::To(backends.into()),
+        backends => Way::To(backends.iter().copied().collect()),
     };
     let cluster = to(&selected.cluster, Way::Reject);
     // Nobody here, but somebody elsewhere: what comes is dropped.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::packed::Packed;
 use super::{Backend, Cidr, Front};
 
 /// Which of the two views of a front an element belongs to.
@@ -22,22 +23,34 @@ pub enum Way {
     /// Nobody serves it here, but somebody elsewhere: dropped, so that a client tries again.
     Drop,
     /// One of these, by slot.
-    To(Box<[Backend]>),
+    To(Packed<Backend>),
 }
 
 impl Way {
     /// Its endpoints by slot.
-    pub fn backends(&self) -> &[Backend] {
+    pub fn backends(&self) -> impl Iterator<Item = Backend> + Clone + '_ {
+        self.to().into_iter().flat_map(Packed::iter)
+    }
+
+    /// How many endpoints it has.
+    pub fn count(&self) -> usize {
+        self.to().map_or(0, Packed::len)
+    }
+
+    fn to(&self) -> Option<&Packed<Backend>> {
         match self {
-            Self::To(backends) => backends,
-            Self::Reject | Self::Drop => &[],
+            Self::To(backends) => Some(backends),
+            Self::Reject | Self::Drop => None,
         }
     }
 
     /// The same endpoints, in slots such that those that `old` had keep theirs: one replaced endpoint is one element.
     pub fn arranged(self, old: &Self) -> Self {
         match self {
-            Self::To(wanted) => Self::To(arrange(old.backends(), &wanted).into()),
+            Self::To(wanted) => {
+                let (old, wanted): (Vec<_>, Vec<_>) = (old.backends().collect(), wanted.iter().collect());
+                Self::To(arrange(&old, &wanted).into())
+            }
             other @ (Self::Reject | Self::Drop) => other,
         }
     }
@@ -145,12 +158,12 @@ impl Program {
         elements
     }
 
-    fn push_backends(&self, elements: &mut BTreeSet<Element>, view: View, front: &Front, backends: &[Backend]) {
+    fn push_backends(&self, elements: &mut BTreeSet<Element>, view: View, front: &Front, backends: &Packed<Backend>) {
         let count = u32::try_from(backends.len()).unwrap_or(u32::MAX);
         elements.insert(Element::Service(view, *front, Verdict::Pick(count, self.affinity.is_some())));
         elements.extend(self.affinity.map(|seconds| Element::Affinity(*front, seconds)));
-        for (slot, backend) in (0..).zip(backends) {
-            elements.insert(Element::Endpoint(view, *front, slot, *backend));
+        for (slot, backend) in (0..).zip(backends.iter()) {
+            elements.insert(Element::Endpoint(view, *front, slot, backend));
         }
     }
 
@@ -162,14 +175,14 @@ impl Program {
                 let way = self.way_mut(*view);
                 match (verdict, &*way) {
                     (Verdict::Drop, _) => *way = Way::Drop,
-                    (Verdict::Pick(..), Way::Reject | Way::Drop) => *way = Way::To(Box::default()),
+                    (Verdict::Pick(..), Way::Reject | Way::Drop) => *way = Way::To(Packed::default()),
                     (Verdict::Pick(..), Way::To(_)) => {}
                 }
             }
             Element::Endpoint(view, _, slot, backend) => {
                 let way = self.way_mut(*view);
                 let mut backends = match std::mem::take(way) {
-                    Way::To(backends) => backends.into_vec(),
+                    Way::To(backends) => backends.iter().collect(),
                     Way::Reject | Way::Drop => Vec::new(),
                 };
                 // Far more than a Service has; a slot beyond is not ours.

@@ -345,7 +345,7 @@ impl Programmer {
         }
         for (at, of) in [Family::V4, Family::V6].into_iter().enumerate() {
             let began = Instant::now();
-            match conntrack::reconcile(of, &self.unreconciled, |front| tables.backends(front)) {
+            match conntrack::reconcile(of, &self.unreconciled, |front| tables.program(front)) {
                 Ok(None) => {}
                 Ok(Some(deleted)) => {
                     let mut metrics = lock(&self.shared.metrics);

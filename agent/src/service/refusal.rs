@@ -130,7 +130,7 @@ impl Program {
     /// Its parts.
     pub fn parts(&self) -> BTreeSet<Part> {
         let local = self.local.iter().flat_map(Way::backends);
-        let backends = self.all.backends().iter().chain(local).map(|backend| Part::Backend(*backend));
+        let backends = self.all.backends().chain(local).map(Part::Backend);
         backends.chain(self.sources.iter().flatten().map(|source| Part::Source(*source))).collect()
     }
 
@@ -138,8 +138,8 @@ impl Program {
     pub fn without(self, parts: &BTreeSet<Part>) -> Self {
         let rest = |way: Way| match way {
             Way::To(backends) => {
-                let rest = backends.iter().filter(|backend| !parts.contains(&Part::Backend(**backend)));
-                Way::To(rest.copied().collect())
+                let rest = backends.iter().filter(|backend| !parts.contains(&Part::Backend(*backend)));
+                Way::To(rest.collect())
             }
             other @ (Way::Reject | Way::Drop) => other,
         };

@@ -14,7 +14,7 @@ use super::element::{digest, family, octets};
 use super::index::{Claim, Index, Rank};
 use super::program::{Element, Program};
 use super::structure::{Numbered, SetName, TABLE};
-use super::{Backend, Front, Protocol};
+use super::{Front, Protocol};
 use crate::ids::ObjectKey;
 use crate::nft::Family;
 use crate::nft::batch::{Batch, Message};
@@ -124,12 +124,6 @@ impl Tables {
     /// How many fronts and endpoints are installed.
     pub fn size(&self) -> (usize, usize) {
         (self.fronts.len(), self.endpoints)
-    }
-
-    /// The endpoints of both views of a front; `None` when it is not installed.
-    pub fn backends(&self, front: &Front) -> Option<[&[Backend]; 2]> {
-        let program = &self.fronts.get(front)?.program;
-        Some([program.all.backends(), program.local.as_ref().map_or(&[], |way| way.backends())])
     }
 
     /// What a front comes to.
@@ -319,7 +313,7 @@ impl Tables {
     fn change(&mut self, front: &Front, old: Option<&Program>, new: Option<&Program>) {
         let of = |program: Option<&Program>| program.map(|program| program.elements(front)).unwrap_or_default();
         let (before, after) = (of(old), of(new));
-        let count = |program: Option<&Program>| program.map_or(0, |program| program.all.backends().len());
+        let count = |program: Option<&Program>| program.map_or(0, |program| program.all.count());
         self.endpoints = self.endpoints + count(new) - count(old);
         for element in before.difference(&after) {
             self.sum = self.sum.wrapping_sub(digest(element));

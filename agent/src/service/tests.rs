@@ -171,7 +171,7 @@ impl World {
         let front = Front { address: [10, 96, 0, STEADY + 1].into(), protocol: Protocol::Tcp, port: 80 };
         let backend = |n: u8| Backend { address: [10, 244, 0, n].into(), port: 8080 };
         let program = tables.program(&front).expect("the steady Service is served");
-        assert_eq!(program.all, Way::To([1, 2, 3].map(backend).into()));
+        assert_eq!(program.all, Way::To([1, 2, 3].map(backend).into_iter().collect()));
     }
 
     fn take(&mut self, step: Step) {
@@ -317,7 +317,7 @@ fn a_front_that_two_services_claim_goes_to_the_one_with_more_right_whoever_comes
         }
         let front = Front { address: [10, 96, 0, 1].into(), protocol: Protocol::Tcp, port: 80 };
         let serves = |world: &World, n: u8| {
-            let wanted = Way::To([Backend { address: [10, 244, 0, n + 1].into(), port: 8080 }].into());
+            let wanted = Way::To([Backend { address: [10, 244, 0, n + 1].into(), port: 8080 }].into_iter().collect());
             assert_eq!(world.kernel.adopt().program(&front).map(|program| &program.all), Some(&wanted));
         };
         serves(&world, 0);
@@ -364,7 +364,7 @@ fn served(world: &World, address: IpAddr) -> Option<Way> {
 }
 
 fn endpoint_of(n: u8) -> Option<Way> {
-    Some(Way::To([Backend { address: [10, 244, 0, n + 1].into(), port: 8080 }].into()))
+    Some(Way::To([Backend { address: [10, 244, 0, n + 1].into(), port: 8080 }].into_iter().collect()))
 }
 
 fn with_services(services: &[(u8, u16)]) -> World {

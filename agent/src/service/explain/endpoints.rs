@@ -264,8 +264,8 @@ fn conditions(conditions: &slim::Conditions) -> Conditions {
 
 /// What the index keeps is less, and says so by what is absent.
 fn from_index(name: &str, slice: &Slice, node_name: &str) -> ShownSlice {
-    let shown = |endpoint: &Endpoint| Shown {
-        endpoint: Ok(*endpoint),
+    let shown = |endpoint: Endpoint| Shown {
+        endpoint: Ok(endpoint),
         address: endpoint.address.to_string(),
         pod: None,
         node: endpoint.local.then(|| node_name.to_owned()),
@@ -280,7 +280,7 @@ fn from_index(name: &str, slice: &Slice, node_name: &str) -> ShownSlice {
     let word = |(name, protocol, number): &(Box<str>, _, u16)| format!("{name} ({number}/{})", protocol);
     ShownSlice {
         name: name.to_owned(),
-        v6: Ok(slice.endpoints.first().is_some_and(|endpoint| endpoint.address.is_ipv6())),
+        v6: Ok(slice.endpoints.iter().next().is_some_and(|endpoint| endpoint.address.is_ipv6())),
         ports: slice.ports.iter().map(word).collect(),
         unnumbered: Vec::new(),
         endpoints: slice.endpoints.iter().map(shown).collect(),

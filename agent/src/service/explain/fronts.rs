@@ -59,8 +59,8 @@ pub(super) fn report(facts: &Facts, ask: &Ask, (front, rank): &(Front, Rank)) ->
     })
 }
 
-fn endpoints(program: &Program) -> impl Iterator<Item = &Backend> {
-    program.all.backends().iter().chain(program.local.iter().flat_map(Way::backends))
+fn endpoints(program: &Program) -> impl Iterator<Item = Backend> {
+    program.all.backends().chain(program.local.iter().flat_map(Way::backends))
 }
 
 /// A program in words.
@@ -69,7 +69,7 @@ fn wanted(program: &Program, rank: Rank) -> Vec<String> {
         Way::Reject => "refuse: nobody serves".to_owned(),
         Way::Drop => "drop: nobody serves on this node, but somebody does elsewhere".to_owned(),
         Way::To(backends) => {
-            let all: Vec<String> = backends.iter().map(ToString::to_string).collect();
+            let all: Vec<String> = backends.iter().map(|backend| backend.to_string()).collect();
             let number = words::count(all.len(), "endpoint");
             if all.len() == 1 {
                 format!("to {}", all.concat())
@@ -111,7 +111,7 @@ fn drift(front: &Front, program: &Program, maps: &Maps) -> (BTreeSet<Element>, B
         for ((.., slot), backend) in maps.endpoints.range((view, *front, 0)..=(view, *front, u32::MAX)) {
             let slot = usize::try_from(*slot).unwrap_or(usize::MAX);
             // Slots beyond those of the program are of no use for it.
-            if slot < program.way(view).map_or(0, |way| way.backends().len()) {
+            if slot < program.way(view).map_or(0, Way::count) {
                 backends.resize(slot, nobody);
                 backends.push(*backend);
             }

@@ -284,7 +284,7 @@ fn every_endpoint_is_listed_with_the_reason_for_which_it_is_in_or_out() {
         let said = endpoints(&report).into_iter().filter(|endpoint| endpoint.inside.is_in());
         let said: BTreeSet<_> = said.map(|e| Backend { address: address(&e.address), port: e.port.unwrap() }).collect();
         let done = world.facts("web").known.desired.into_values().next().unwrap().program;
-        assert_eq!(said, done.all.backends().iter().copied().collect(), "{what}");
+        assert_eq!(said, done.all.backends().collect(), "{what}");
         assert_wrong(
             &report,
             if what == "terminating ones alone" { &["port 80/TCP is served by pods that terminate only"] } else { &[] },

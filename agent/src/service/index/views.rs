@@ -35,7 +35,7 @@ impl Index {
         if !self.services.contains_key(key) {
             return BTreeSet::new();
         }
-        let endpoints = self.own_slices(key).flat_map(|(_, slice)| &slice.endpoints);
+        let endpoints = self.own_slices(key).flat_map(|(_, slice)| slice.endpoints.iter());
         endpoints.filter(|e| e.local).map(|e| e.address).collect()
     }
 
@@ -48,9 +48,9 @@ impl Index {
 
     /// How many ready endpoints of a family a Service has on this node.
     pub fn local_endpoints(&self, key: &ObjectKey, v6: bool) -> usize {
-        let endpoints = self.own_slices(key).flat_map(|(_, slice)| &slice.endpoints);
+        let endpoints = self.own_slices(key).flat_map(|(_, slice)| slice.endpoints.iter());
         let local = endpoints.filter(|e| e.local && e.address.is_ipv6() == v6);
-        let ready = local.filter(|e| self.standing(**e).standing == Standing::Ready).map(|e| e.address);
+        let ready = local.filter(|e| self.standing(*e).standing == Standing::Ready).map(|e| e.address);
         ready.collect::<BTreeSet<_>>().len()
     }
 }

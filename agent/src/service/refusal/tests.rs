@@ -73,7 +73,7 @@ fn a_refused_part_is_left_out_until_it_is_tried_again_and_waits_longer_each_time
     let seen = |refusals: &Refusals| {
         let mut desired = desired(80, Program { all: to(&[1, 2]), ..Program::default() });
         refusals.leave_out(&mut desired);
-        desired[&front(80)].program.all.backends().len()
+        desired[&front(80)].program.all.count()
     };
     let mut now = start;
     for delay in [1, 2, 4] {

@@ -93,7 +93,7 @@ impl Adoption {
             let elements = installed.program.elements(&front);
             if elements.iter().map(digest).fold(0, u64::wrapping_add) == sum {
                 self.tables.sum = self.tables.sum.wrapping_add(sum);
-                self.tables.endpoints += installed.program.all.backends().len();
+                self.tables.endpoints += installed.program.all.count();
             } else {
                 self.tables.fronts.remove(&front);
                 self.misfits.insert(front);

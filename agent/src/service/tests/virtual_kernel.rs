@@ -117,7 +117,7 @@ impl Kernel {
     pub(super) fn meaning(&self) -> Meaning {
         let tables = self.adopt();
         let sorted = |way: &Way| match way {
-            Way::To(backends) => Way::To(backends.iter().copied().collect::<BTreeSet<_>>().into_iter().collect()),
+            Way::To(backends) => Way::To(backends.iter().collect::<BTreeSet<_>>().into_iter().collect()),
             Way::Reject => Way::Reject,
             Way::Drop => Way::Drop,
         };
