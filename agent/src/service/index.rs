@@ -1,9 +1,10 @@
 //! What the watches have said, in compact form, and what each Service comes to. Pure.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use indexmap::IndexMap;
 use jiff::Timestamp;
 
 use super::convert::{self, Port, Service, Slice};
@@ -64,10 +65,11 @@ pub struct Index {
     zone: u16,
     /// One text for each namespace, however many objects are in it.
     namespaces: HashSet<Arc<str>>,
-    services: HashMap<ObjectKey, Service>,
-    slices: HashMap<ObjectKey, Slice>,
+    // Nearly half of a large hash map is empty places, which are as large as what could stand there. These have indices there.
+    services: IndexMap<ObjectKey, Service>,
+    slices: IndexMap<ObjectKey, Slice>,
     /// In order; nearly always one.
-    slices_of: HashMap<ObjectKey, Vec<ObjectKey>>,
+    slices_of: IndexMap<ObjectKey, Vec<ObjectKey>>,
     dirty: BTreeSet<ObjectKey>,
     listing_services: Option<BTreeSet<ObjectKey>>,
     listing_slices: Option<BTreeSet<ObjectKey>>,
@@ -300,7 +302,7 @@ impl Index {
     }
 
     fn remove_service(&mut self, key: &ObjectKey) {
-        if self.services.remove(key).is_some() {
+        if self.services.swap_remove(key).is_some() {
             self.set_health_check(key, None);
             self.dirty.insert(key.clone());
         }
@@ -383,11 +385,11 @@ impl Index {
     }
 
     fn remove_slice(&mut self, key: &ObjectKey) {
-        let Some(slice) = self.slices.remove(key) else { return };
+        let Some(slice) = self.slices.swap_remove(key) else { return };
         if let Some(of) = self.slices_of.get_mut(&slice.service) {
             of.retain(|other| other != key);
             if of.is_empty() {
-                self.slices_of.remove(&slice.service);
+                self.slices_of.swap_remove(&slice.service);
             }
         }
         self.dirty.insert(slice.service);

@@ -4,11 +4,12 @@
 //! sets. What a former agent left is read back into programs. What cannot be one (somebody deleted half of it, say) is
 //! removed element by element in the transaction that programs the front anew.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use addresses::Addresses;
 pub use adoption::{Adoption, Sum};
+use indexmap::IndexMap;
 
 use super::element::{digest, family, octets};
 use super::index::{Claim, Index, Rank};
@@ -89,8 +90,9 @@ struct Stray {
 /// What our tables in the kernel hold.
 #[derive(Debug, Default)]
 pub struct Tables {
-    fronts: HashMap<Front, Installed>,
-    owned: HashMap<ObjectKey, Owned>,
+    // No hash maps, as in the index.
+    fronts: IndexMap<Front, Installed>,
+    owned: IndexMap<ObjectKey, Owned>,
     waiting: BTreeMap<Front, BTreeSet<ObjectKey>>,
     chains: BTreeSet<(Family, Numbered)>,
     cluster_ips: Addresses,
@@ -203,7 +205,7 @@ impl Tables {
     /// Brings one Service to what the index says. Answers Services whose fronts may have become free.
     pub fn update(&mut self, index: &Index, key: &ObjectKey) -> BTreeSet<ObjectKey> {
         let desired = index.desired(key);
-        let old = self.owned.remove(key).unwrap_or_default();
+        let old = self.owned.swap_remove(key).unwrap_or_default();
         let mut freed = BTreeSet::new();
         for (front, is_cluster_ip) in &old.fronts {
             if *is_cluster_ip {
@@ -294,13 +296,13 @@ impl Tables {
     }
 
     fn remove(&mut self, front: &Front) {
-        if let Some(installed) = self.fronts.remove(front) {
+        if let Some(installed) = self.fronts.swap_remove(front) {
             self.change(front, Some(&installed.program), None);
         }
     }
 
     fn set(&mut self, front: &Front, claim: Claim, owner: &ObjectKey) {
-        let old = self.fronts.remove(front);
+        let old = self.fronts.swap_remove(front);
         let old = old.as_ref().map(|installed| &installed.program);
         let program = claim.program.arranged(old);
         if old != Some(&program) {

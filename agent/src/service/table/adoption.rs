@@ -95,7 +95,7 @@ impl Adoption {
                 self.tables.sum = self.tables.sum.wrapping_add(sum);
                 self.tables.endpoints += installed.program.all.count();
             } else {
-                self.tables.fronts.remove(&front);
+                self.tables.fronts.swap_remove(&front);
                 self.misfits.insert(front);
             }
         }
