@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -21,7 +22,7 @@ const AFFINITY_SECONDS: u32 = 10_800;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
     /// Name; joins it with the port of a slice.
-    pub name: Box<str>,
+    pub name: Arc<str>,
     /// Protocol.
     pub protocol: Protocol,
     /// Port of the Service's addresses.
@@ -59,7 +60,7 @@ pub struct Slice {
     /// The Service that it belongs to.
     pub service: ObjectKey,
     /// Its ports: name, protocol, number.
-    pub ports: Box<[(Box<str>, Protocol, u16)]>,
+    pub ports: Box<[(Arc<str>, Protocol, u16)]>,
     /// Its endpoints.
     pub endpoints: Packed<Endpoint>,
 }
@@ -309,7 +310,7 @@ pub fn slice(slice: &slim::EndpointSlice, node_name: &str, zones: &mut Zones, no
 }
 
 /// A port without a name has the empty one, as the API server makes it.
-fn slice_port(of: &slim::EndpointPort, notes: &mut Notes) -> Option<(Box<str>, Protocol, u16)> {
+fn slice_port(of: &slim::EndpointPort, notes: &mut Notes) -> Option<(Arc<str>, Protocol, u16)> {
     let (protocol, number) = (Protocol::from_api(of.protocol.as_deref()), of.port.and_then(port));
     let (Some(protocol), Some(number)) = (protocol, number) else {
         let name = of.name.as_deref().unwrap_or_default();

@@ -63,8 +63,8 @@ pub struct Index {
     zones: Zones,
     /// The bit of this node's zone.
     zone: u16,
-    /// One text for each namespace, however many objects are in it.
-    namespaces: HashSet<Arc<str>>,
+    /// One text for each name of a namespace or port, however many objects have it.
+    texts: HashSet<Arc<str>>,
     // Nearly half of a large hash map is empty places, which are as large as what could stand there. These have indices there.
     services: IndexMap<ObjectKey, Service>,
     slices: IndexMap<ObjectKey, Slice>,
@@ -278,7 +278,7 @@ impl Index {
         }
     }
 
-    fn put_service(&mut self, key: ObjectKey, new: Service) {
+    fn put_service(&mut self, key: ObjectKey, mut new: Service) {
         if self.services.get(&key) == Some(&new) {
             return;
         }
@@ -286,19 +286,22 @@ impl Index {
         let check = (new.health_check_port > 0).then_some(HealthCheck { port: new.health_check_port, families });
         self.set_health_check(&key, check);
         let key = self.shared(key);
+        new.ports.iter_mut().for_each(|port| port.name = self.text(port.name.clone()));
         self.services.insert(key.clone(), new);
         self.dirty.insert(key);
     }
 
     /// The same key with the namespace's text that all others have.
     fn shared(&mut self, key: ObjectKey) -> ObjectKey {
-        let ObjectKey { namespace, name } = key;
-        let known = self.namespaces.get(&namespace).cloned();
-        let namespace = known.unwrap_or_else(|| {
-            self.namespaces.insert(namespace.clone());
-            namespace
-        });
-        ObjectKey { namespace, name }
+        ObjectKey { namespace: self.text(key.namespace), name: key.name }
+    }
+
+    fn text(&mut self, text: Arc<str>) -> Arc<str> {
+        let known = self.texts.get(&text).cloned();
+        known.unwrap_or_else(|| {
+            self.texts.insert(text.clone());
+            text
+        })
     }
 
     fn remove_service(&mut self, key: &ObjectKey) {
@@ -368,6 +371,7 @@ impl Index {
             self.remove_slice(&key);
         }
         let key = self.shared(key);
+        new.ports.iter_mut().for_each(|(name, ..)| *name = self.text(name.clone()));
         // The Service's own texts, where it is known.
         new.service = match self.services.get_key_value(&new.service) {
             Some((known, _)) => known.clone(),

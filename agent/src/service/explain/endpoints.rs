@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
@@ -277,7 +278,7 @@ fn from_index(name: &str, slice: &Slice, node_name: &str) -> ShownSlice {
             Standing::Out => Conditions::default(),
         },
     };
-    let word = |(name, protocol, number): &(Box<str>, _, u16)| format!("{name} ({number}/{})", protocol);
+    let word = |(name, protocol, number): &(Arc<str>, _, u16)| format!("{name} ({number}/{})", protocol);
     ShownSlice {
         name: name.to_owned(),
         v6: Ok(slice.endpoints.iter().next().is_some_and(|endpoint| endpoint.address.is_ipv6())),
