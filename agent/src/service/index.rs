@@ -1,8 +1,7 @@
 //! What the watches have said, in compact form, and what each Service comes to. Pure.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use indexmap::IndexMap;
 use jiff::Timestamp;
@@ -21,10 +20,12 @@ use crate::watch::WatchEvent;
 mod ignored;
 pub mod known;
 mod refused;
+mod texts;
 mod views;
 
 pub use ignored::Ignored;
 use ignored::{Kind, Said};
+use texts::Texts;
 
 /// How much right a front has to an address and port that another Service has, too: less is more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,8 +64,7 @@ pub struct Index {
     zones: Zones,
     /// The bit of this node's zone.
     zone: u16,
-    /// One text for each name of a namespace or port, however many objects have it.
-    texts: HashSet<Arc<str>>,
+    texts: Texts,
     // Nearly half of a large hash map is empty places, which are as large as what could stand there. These have indices there.
     services: IndexMap<ObjectKey, Service>,
     slices: IndexMap<ObjectKey, Slice>,
@@ -286,22 +286,14 @@ impl Index {
         let check = (new.health_check_port > 0).then_some(HealthCheck { port: new.health_check_port, families });
         self.set_health_check(&key, check);
         let key = self.shared(key);
-        new.ports.iter_mut().for_each(|port| port.name = self.text(port.name.clone()));
+        new.ports.iter_mut().for_each(|port| port.name = self.texts.one(port.name.clone()));
         self.services.insert(key.clone(), new);
         self.dirty.insert(key);
     }
 
     /// The same key with the namespace's text that all others have.
     fn shared(&mut self, key: ObjectKey) -> ObjectKey {
-        ObjectKey { namespace: self.text(key.namespace), name: key.name }
-    }
-
-    fn text(&mut self, text: Arc<str>) -> Arc<str> {
-        let known = self.texts.get(&text).cloned();
-        known.unwrap_or_else(|| {
-            self.texts.insert(text.clone());
-            text
-        })
+        ObjectKey { namespace: self.texts.one(key.namespace), name: key.name }
     }
 
     fn remove_service(&mut self, key: &ObjectKey) {
@@ -371,7 +363,7 @@ impl Index {
             self.remove_slice(&key);
         }
         let key = self.shared(key);
-        new.ports.iter_mut().for_each(|(name, ..)| *name = self.text(name.clone()));
+        new.ports.iter_mut().for_each(|(name, ..)| *name = self.texts.one(name.clone()));
         // The Service's own texts, where it is known.
         new.service = match self.services.get_key_value(&new.service) {
             Some((known, _)) => known.clone(),
