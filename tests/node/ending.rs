@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use harness::eventually::eventually;
 use harness::leak_check::{remains, remains_of_pods};
 use harness::node::Node;
@@ -27,6 +27,12 @@ pub(crate) async fn stop_all(node: &mut Node, is_known: impl Fn(&str) -> bool) -
     }
     nothing_of_pods(node, is_known).await?;
     node.agent()?.stop().await
+}
+
+/// Runs a test on a node: its logs are told where the test fails, and nothing may be left of it.
+pub(crate) async fn on(mut node: Node, test: impl AsyncFnOnce(&mut Node) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    test(&mut node).await.with_context(|| node.logs())?;
+    nothing_on_the_host(node)
 }
 
 /// The end of the node itself.

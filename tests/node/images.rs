@@ -5,7 +5,7 @@ use harness::containerd::{Cni, Version};
 use harness::eventually::eventually;
 use harness::node::Node;
 
-use crate::ending::{nothing_on_the_host, stop_all};
+use crate::ending::{on, stop_all};
 use crate::look::{LONG, all_ready, pod, statuses};
 
 /// A pod with the image of busybox as a volume.
@@ -30,10 +30,7 @@ spec:
 
 #[tokio::test]
 async fn an_image_is_a_read_only_volume_whole_or_in_part() {
-    let mut node = Node::alone(Version::V2, Cni::ByAgent).await.unwrap();
-    let done = whole_or_in_part(&mut node).await.with_context(|| node.logs());
-    done.unwrap();
-    nothing_on_the_host(node).unwrap();
+    on(Node::alone(Version::V2, Cni::ByAgent).await.unwrap(), whole_or_in_part).await.unwrap();
 }
 
 async fn whole_or_in_part(node: &mut Node) -> anyhow::Result<()> {
@@ -69,10 +66,7 @@ async fn is_told(node: &Node, name: &str, text: &str) -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn a_runtime_that_mounts_no_images_is_named_and_starts_no_container_without_its_volume() {
-    let mut node = Node::alone(Version::V1_6, Cni::ByAgent).await.unwrap();
-    let done = by_an_old_runtime(&mut node).await.with_context(|| node.logs());
-    done.unwrap();
-    nothing_on_the_host(node).unwrap();
+    on(Node::alone(Version::V1_6, Cni::ByAgent).await.unwrap(), by_an_old_runtime).await.unwrap();
 }
 
 async fn by_an_old_runtime(node: &mut Node) -> anyhow::Result<()> {

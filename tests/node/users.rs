@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use harness::containerd::{Cni, Version};
 use harness::node::Node;
 
-use crate::ending::{nothing_on_the_host, stop_all};
+use crate::ending::{on, stop_all};
 use crate::look::{all_ready, pod};
 
 const SETTINGS: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: { name: settings }\ndata: { colour: green }\n";
@@ -39,10 +39,7 @@ spec:
 
 #[tokio::test]
 async fn root_of_a_pod_is_nobody_on_the_node_and_its_volumes_are_its_own() {
-    let mut node = Node::alone(Version::V2WithUsers, Cni::ByAgent).await.unwrap();
-    let done = pods_with_users(&mut node).await.with_context(|| node.logs());
-    done.unwrap();
-    nothing_on_the_host(node).unwrap();
+    on(Node::alone(Version::V2WithUsers, Cni::ByAgent).await.unwrap(), pods_with_users).await.unwrap();
 }
 
 async fn pods_with_users(node: &mut Node) -> anyhow::Result<()> {

@@ -11,7 +11,7 @@
 //! else; the next agent asks for new ones.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1beta1::{PodCertificateRequestSpec, PodCertificateRequestStatus};
@@ -23,7 +23,7 @@ use kube::core::{ApiResource, GroupVersionKind, Object, TypeMeta};
 use kube::runtime::watcher;
 use tokio::sync::{mpsc, watch};
 
-use super::objects::FIRST_ANSWER;
+use super::objects::{FIRST_ANSWER, lock};
 use super::watch::{WatchHandle, error_text, jitter, spawn_watch};
 use crate::event::{Event, EventType, Recorder, Subject};
 use crate::ids::PodUid;
@@ -83,19 +83,15 @@ impl PodCertificates {
         Self { client, changed, recorder, node, slots: Mutex::default() }
     }
 
-    fn slots(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Slot>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Drops keys and certificates of a pod.
     pub(super) fn forget(&self, pod: &PodUid) {
-        self.slots().retain(|key, _| key.pod != *pod);
+        lock(&self.slots).retain(|key, _| key.pod != *pod);
     }
 
     /// What there is for a source now. Asks a signer when it is time, and waits a moment for the first certificate.
     pub(super) async fn certificate(&self, ask: &CertificateAsk) -> Result<PodCertificate, ObjectError> {
         let key = Key { pod: ask.pod_uid.clone(), volume: ask.volume.clone(), source: ask.source };
-        let slot = self.slots().entry(key).or_default().clone();
+        let slot = lock(&self.slots).entry(key).or_default().clone();
         let mut entry = slot.lock().await;
         self.hear(ask, &mut entry);
         let mut retry_at = None;

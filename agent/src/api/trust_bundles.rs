@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use k8s_openapi::serde::Deserialize;
@@ -21,7 +21,7 @@ use kube::runtime::watcher;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::objects::FIRST_ANSWER;
+use super::objects::{FIRST_ANSWER, lock};
 use super::watch::{Backoff, WatchHandle, error_text, spawn_watch};
 use crate::ids::{ObjectKey, PodUid};
 use crate::objects::{ObjectError, TrustBundle, TrustBundleRef};
@@ -84,10 +84,6 @@ struct Shared {
 /// The bundles that pods of this node use.
 pub(super) struct TrustBundles {
     shared: Arc<Shared>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl TrustBundles {

@@ -51,11 +51,16 @@ impl Volumes {
                 None => Ok(None),
             };
             let directories = paths.iter().map(measured).collect::<Result<_, PathError>>()?;
-            let hosts = pod.handle("etc-hosts").ok().and_then(|file| rustix::fs::fstat(file).ok());
-            Ok(DiskUse { directories, hosts: hosts.as_ref().map_or(0, blocks), messages: messages(&pod)? })
+            Ok(DiskUse { directories, hosts: hosts_file(&pod).unwrap_or(0), messages: messages(&pod)? })
         };
         tokio::task::spawn_blocking(work).await.map_err(|_| VolumeError::Cancelled)?.map_err(VolumeError::Path)
     }
+}
+
+/// Bytes of the pod's hosts file, where it has one.
+pub(super) fn hosts_file(pod: &Dir) -> Option<u64> {
+    let file = pod.handle("etc-hosts").ok()?;
+    Some(blocks(&rustix::fs::fstat(file).ok()?))
 }
 
 /// Bytes of `containers/NAME/ID`; the directories are the agent's own.
@@ -110,7 +115,7 @@ pub(super) fn usage(top: &Dir) -> Result<Measured, PathError> {
     Ok(walk.used)
 }
 
-pub(super) fn blocks(stat: &rustix::fs::Stat) -> u64 {
+fn blocks(stat: &rustix::fs::Stat) -> u64 {
     u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512)
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::api::core::v1::{Pod, Volume};
 
 use super::claim::Backing;
-use super::measure::{blocks, usage};
+use super::measure::{hosts_file, usage};
 use super::plan::{LOCAL_PLUGIN, Source, Wanted, wanted};
 use super::safe_path::{Dir, PathError, error};
 use super::{VolumeError, Volumes, check_name};
@@ -148,7 +148,7 @@ impl Volumes {
                     Err(error) => tracing::debug!(%error, volume = name, "a volume was not measured"),
                 }
             }
-            found.hosts = pod.handle("etc-hosts").ok().and_then(|file| Some(blocks(&rustix::fs::fstat(file).ok()?)));
+            found.hosts = hosts_file(&pod);
             Ok(found)
         };
         tokio::task::spawn_blocking(work).await.map_err(|_| VolumeError::Cancelled)?.map_err(VolumeError::Path)

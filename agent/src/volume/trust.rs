@@ -33,15 +33,12 @@ impl Chosen {
         }
     }
 
-    fn covers(&self, bundle: &TrustBundle) -> Result<bool, String> {
+    /// Whether the labels of a bundle are what is asked for.
+    fn selects(&self, bundle: &TrustBundle) -> Result<bool, String> {
         match self {
-            Self::Named(name) => Ok(bundle.name == *name),
-            Self::Signed { signer, labels } => {
-                let is_met = selector::matches_labels(labels, &bundle.labels);
-                Ok(is_met.map_err(|e| format!("while parsing label selector: {e}"))?
-                    && bundle.signer.as_ref() == Some(signer))
-            }
-            Self::Nothing => Ok(false),
+            Self::Signed { labels, .. } => selector::matches_labels(labels, &bundle.labels)
+                .map_err(|e| format!("while parsing label selector: {e}")),
+            Self::Named(_) | Self::Nothing => Ok(true),
         }
     }
 
@@ -59,10 +56,13 @@ impl Chosen {
 
 /// The file of a source. An optional one that finds nothing is an empty file, as under kubelet.
 pub(super) fn anchors(chosen: &Chosen, bundles: &[Arc<TrustBundle>], optional: bool) -> Result<Vec<u8>, String> {
+    let wanted = chosen.reference();
+    let is_wanted = |bundle: &TrustBundle| wanted.as_ref().is_some_and(|wanted| wanted.covers(bundle));
     let mut is_missing = true;
     let mut anchors = BTreeSet::new();
     for bundle in bundles {
-        if !chosen.covers(bundle)? {
+        // A selector that means nothing is told, whosever the bundle is.
+        if !chosen.selects(bundle)? || !is_wanted(bundle) {
             continue;
         }
         is_missing = false;

@@ -1,5 +1,7 @@
 //! The families, subject by subject. Pure.
 
+use std::borrow::Borrow;
+
 use super::{Named, Seen};
 use crate::cgroup::figures::{Disk, Figures, Limits, Memory, Pressure};
 use crate::metrics::text::{Kind, Text};
@@ -10,6 +12,14 @@ fn seconds(nanos: u64) -> f64 {
 
 /// A family's name and help text, and its value of a cgroup.
 type Row<T> = (&'static str, Kind, &'static str, fn(&T) -> f64);
+
+/// Families of one figure each.
+fn write<T, V: Borrow<T>>(text: &mut Text, rows: &[Row<T>], all: &[(&Named<'_>, V)]) {
+    for (name, kind, help, value) in rows {
+        let mut family = text.family(name, *kind, help);
+        all.iter().for_each(|(named, figures)| named.sample(&mut family, value(figures.borrow())));
+    }
+}
 
 /// When things were started, and that they are there.
 pub(super) fn start(text: &mut Text, all: &[Named<'_>], seen: Seen<'_>) {
@@ -66,19 +76,16 @@ pub(super) fn cpu(text: &mut Text, all: &[Named<'_>]) {
     for named in all.iter().filter(|named| named.figures().cpu.usage > 0) {
         named.sample_with(&mut family, &[("cpu", "total")], seconds(named.figures().cpu.usage));
     }
-    for (name, kind, help, value) in CPU {
-        let mut family = text.family(name, kind, help);
-        all.iter().for_each(|named| named.sample(&mut family, value(named.figures())));
-    }
-    let limited = || all.iter().filter(|named| named.figures().cpu.quota.is_some());
-    for (name, kind, help, value) in CFS {
-        let mut family = text.family(name, kind, help);
-        limited().for_each(|named| named.sample(&mut family, value(named.figures())));
-    }
+    let figures: Vec<_> = all.iter().map(|named| (named, named.figures())).collect();
+    write(text, &CPU, &figures);
+    let limited: Vec<_> = figures.iter().copied().filter(|(_, figures)| figures.cpu.quota.is_some()).collect();
+    write(text, &CFS, &limited);
     let mut family = text.family("container_spec_cpu_period", Kind::Gauge, "CPU period of the container.");
     all.iter().for_each(|named| family.sample(&named.labels, named.figures().cpu.period as f64));
     let mut family = text.family("container_spec_cpu_quota", Kind::Gauge, "CPU quota of the container.");
-    limited().for_each(|named| family.sample(&named.labels, named.figures().cpu.quota.unwrap_or(0) as f64));
+    for (named, figures) in limited {
+        family.sample(&named.labels, figures.cpu.quota.unwrap_or(0) as f64);
+    }
     let mut family = text.family("container_spec_cpu_shares", Kind::Gauge, "CPU share of the container.");
     all.iter().for_each(|named| family.sample(&named.labels, named.figures().cpu.shares as f64));
 }
@@ -156,21 +163,18 @@ const MEMORY: [Row<Memory>; 19] = [
 
 /// Memory, and the limits of it.
 pub(super) fn memory(text: &mut Text, all: &[Named<'_>], seen: Seen<'_>) {
-    let measured = || all.iter().filter_map(|named| Some((named, of_machine(named, seen)?)));
-    for (name, kind, help, value) in MEMORY {
-        let mut family = text.family(name, kind, help);
-        measured().for_each(|(named, memory)| named.sample(&mut family, value(&memory)));
-    }
+    let measured: Vec<_> = all.iter().filter_map(|named| Some((named, of_machine(named, seen)?))).collect();
+    write(text, &MEMORY, &measured);
     let help = "Cumulative count of memory allocation failures.";
     let mut family = text.family("container_memory_failures_total", Kind::Counter, help);
-    for (named, memory) in measured() {
+    for (named, memory) in &measured {
         for scope in ["container", "hierarchy"] {
             for (kind, count) in [("pgfault", memory.faults.0), ("pgmajfault", memory.faults.1)] {
                 named.sample_with(&mut family, &[("failure_type", kind), ("scope", scope)], count as f64);
             }
         }
     }
-    let limited = || measured().filter_map(|(named, memory)| Some((named, memory.limits?)));
+    let limited = || measured.iter().filter_map(|(named, memory)| Some((named, memory.limits?)));
     type Limit = fn(&Limits) -> Option<u64>;
     let families: [(&str, &str, Limit); 3] = [
         ("container_spec_memory_limit_bytes", "Memory limit for the container.", |limits| limits.memory),
@@ -198,6 +202,7 @@ fn of_machine(named: &Named<'_>, seen: Seen<'_>) -> Option<Memory> {
 
 /// What disks did, and what is on them.
 pub(super) fn disks(text: &mut Text, all: &[Named<'_>], seen: Seen<'_>) {
+    let used = || all.iter().flat_map(|named| named.figures().disks.iter().map(move |disk| (named, disk)));
     let device = |disk: &Disk| seen.kernel.disks.get(&disk.device).map_or("", String::as_str);
     type Figure = fn(&Disk) -> u64;
     let families: [(&str, &str, Figure); 4] = [
@@ -208,12 +213,12 @@ pub(super) fn disks(text: &mut Text, all: &[Named<'_>], seen: Seen<'_>) {
     ];
     for (name, help, figure) in families {
         let mut family = text.family(name, Kind::Counter, help);
-        for (named, disk) in all.iter().flat_map(|named| named.figures().disks.iter().map(move |disk| (named, disk))) {
+        for (named, disk) in used() {
             named.sample_with(&mut family, &[("device", device(disk))], figure(disk) as f64);
         }
     }
     let mut family = text.family("container_blkio_device_usage_total", Kind::Counter, "Blkio Device bytes usage");
-    for (named, disk) in all.iter().flat_map(|named| named.figures().disks.iter().map(move |disk| (named, disk))) {
+    for (named, disk) in used() {
         let (major, minor) = (disk.device.0.to_string(), disk.device.1.to_string());
         for (operation, bytes) in [("Read", disk.bytes.0), ("Write", disk.bytes.1)] {
             let more = [("device", device(disk)), ("major", &major), ("minor", &minor), ("operation", operation)];
@@ -304,10 +309,8 @@ pub(super) fn processes(text: &mut Text, all: &[Named<'_>], seen: Seen<'_>) {
             |f| f.threads.1 as f64,
         ),
     ];
-    for (name, kind, help, value) in families {
-        let mut family = text.family(name, kind, help);
-        all.iter().for_each(|named| named.sample(&mut family, value(named.figures())));
-    }
+    let figures: Vec<_> = all.iter().map(|named| (named, named.figures())).collect();
+    write(text, &families, &figures);
     opened(text, all, seen);
 }
 
